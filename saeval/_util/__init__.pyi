@@ -49,6 +49,7 @@ from saeval._util.files import (
 from saeval._util.lazy import attach as attach
 from saeval._util.limits import os_reason as os_reason, shortage as shortage
 from saeval._util.memory import free_memory as free_memory
+from saeval._util.offline import without_hub as without_hub
 from saeval._util.owned_dirs import (
     claim as claim,
     claim_inside as claim_inside,

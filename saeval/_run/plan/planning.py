@@ -22,7 +22,7 @@ from saeval._run.sampling import Records, choose_records
 from saeval._run.state import CellState, RunState, Scored
 from saeval._run.steps import prompt_texts, window_texts
 from saeval._run.work import Item, StepWork
-from saeval._util import LLMError, SaevalError, content_hash
+from saeval._util import LLMError, SaevalError, content_hash, without_hub
 from saeval.activations import ActivationStore, Corpus
 from saeval.llm import pack
 from saeval.models import embedder
@@ -117,7 +117,7 @@ class Plan:
 
 
 def plan(task: Task, limit: int | None = None, speed: Speed | None = None) -> Plan:
-    """Estimate the cost, time and disk space of a run, without asking or loading models and without collecting.
+    """Estimate a run's cost, time and disk space. No model is asked, loaded or downloaded, and nothing is collected.
 
     Every step is tried on a few latents with a placeholder model that counts requests. The results are written like in
     a run, to estimate disk space.
@@ -131,7 +131,7 @@ def plan(task: Task, limit: int | None = None, speed: Speed | None = None) -> Pl
     collected: set[str] = set()
     tries: list[_TrialCell] = []
     state = _Planned(task)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, without_hub():  # hashing a coder would download it
         for cell in task.cells:
             steps += _stored(cell, collected)
             tries.append(_TrialCell.of(task, cell, limit, Path(folder) / "store"))

@@ -7,10 +7,12 @@ import pickle
 import re
 import shutil
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 from coder_files import F, K, dictionary, random
 from pydantic import ValidationError
 from root import ROOT
@@ -28,6 +30,7 @@ from tiny import D, tiny_corpus, tiny_model, tiny_sae
 from tiny_hub import tiny_hub
 
 from saeval import InputError
+from saeval.cli.group import main
 from saeval.plugin import ActivationWriter, Corpus, HookPoint, LiveModel, down_projection
 from saeval.plugin.registry import Registry
 from saeval.task.loader import load_task
@@ -704,6 +707,28 @@ def test_what_was_fetched_once_is_used_without_a_connection(hub, monkeypatch):
         Sparsify(repo=options["repo"], folder="layers.2.mlp").check()
     with pytest.raises(InputError, match="not on this machine, and the hub cannot be reached"):
         GemmaScope(repo="google/gemma-scope-2b-pt-res", folder="layer_1/width_16k/average_l0_71").check()
+
+
+def test_plan_downloads_no_weights(tmp_path, hub, monkeypatch):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "saeval"))
+    (tmp_path / "corpus.jsonl").write_text((json.dumps({"text": "The old captain walked along. " * 9}) + "\n") * 40)
+    _, options, _ = on_hub()[0]
+    source = {
+        "model": str(tiny_model(tmp_path / "model", "llama")),
+        "coder": {"use": "sparsify", "with": options},
+        "corpus": {"path": str(tmp_path / "corpus.jsonl")},
+        "accept_mismatch": True,
+    }
+    task = {
+        "saeval": 1, "task": "planned", "version": "1.0", "llms": {"judge": {"model": "scripted/x", "reply": "[1]"}},
+        "source": {"use": "transformers", "with": source}, "latents": {"n": 4}, "sampler": "random",
+        "explainer": "top_tokens", "scorers": {"detection": {}},
+    }  # fmt: skip
+    (tmp_path / "task.yaml").write_text(json.dumps(task))
+    done = CliRunner().invoke(main, ["plan", str(tmp_path / "task.yaml")])
+    assert done.exit_code == 0 and "collect" in done.output, done.output
+    assert hub and not [f for f in hub if f.endswith(Sparsify.weight_files)]
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
 
 
 def test_what_is_not_on_the_hub_is_said_with_what_is(hub):

@@ -252,6 +252,7 @@ def test_run_that_nearly_used_up_memory_stops_and_resumes_where_it_stopped(tmp_p
         left = iter([0.5, 0.5, 0.01])
         with monkeypatch.context() as patch:
             patch.setattr("saeval._run.pipeline.memory_left", lambda: next(left))
+            patch.setattr("saeval._run.pipeline._MEMORY_EVERY", 0.0)
             with pytest.raises(saeval.SaevalError, match=r"memory is nearly used up \(1.0% left\)"):
                 saeval.run(spec(server, baselines=[]), out=tmp_path / "run")
         asked = len(server.calls)

@@ -6,13 +6,14 @@ import json
 import math
 import re
 import zlib
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from saeval._util import inflated
 from saeval.records import Explanation, Metric, Outcome, Score, Usage
 
 Usable = Callable[[Any], bool]
@@ -86,9 +87,7 @@ def expanded(value: Any) -> Any:
 def _unpacked(packed: str) -> Any:
     """Decompress packed columns; return None if they are damaged or too large."""
     try:
-        inflater = zlib.decompressobj()
-        text = inflater.decompress(b64decode(packed), _MOST_BYTES)
-        return None if inflater.unconsumed_tail else json.loads(text)
+        return json.loads(inflated(packed, _MOST_BYTES))
     except (ValueError, zlib.error, RecursionError):
         return None
 

@@ -7,6 +7,7 @@ from saeval._util.assets import (
 )
 from saeval._util.call_packing import (
     LEFT_OUT as LEFT_OUT,
+    inflated as inflated,
     packed_calls as packed_calls,
     unpacked_calls as unpacked_calls,
 )

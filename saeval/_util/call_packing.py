@@ -75,11 +75,11 @@ def unpacked_calls(packed: str, windows: Sequence[Sequence[str]] = (), templates
     try:
         held, *parts = packed.split(".")
         if not parts:  # format of earlier versions
-            return [(prompt, reply, status) for prompt, reply, status in json.loads(_inflated(packed, b""))]
+            return [(prompt, reply, status) for prompt, reply, status in json.loads(inflated(packed, _MOST_BYTES))]
         groups = _groups(windows, templates)
         named = [] if held == _NONE else map(int, held)
         known = _known([groups[k] for k in named] if held else windows)  # earlier: all windows
-        lists = [json.loads(_inflated(part, known)) for part in parts]
+        lists = [json.loads(inflated(part, _MOST_BYTES, known)) for part in parts]
         (before, after), *rest = (entry for entries in lists for entry in entries) if held else _earlier(lists)
         return [(p if status == LEFT_OUT else f"{before}{p}{after}", reply, status) for p, reply, status in rest]
     except (TypeError, AttributeError, IndexError, zlib.error, RecursionError) as error:
@@ -121,9 +121,15 @@ def _deflated(text: str, empty: zlib._Compress) -> bytes:
     return packer.compress(text.encode(errors="replace")) + packer.flush()
 
 
-def _inflated(packed: str, known: bytes) -> bytes:
+def inflated(packed: str, most: int, known: bytes = b"") -> bytes:
+    """Decompress base64 of zlib data to at most `most` bytes; `known` is the dictionary, if there is one.
+
+    Raises:
+        ValueError: If it is not base64, or the content is larger.
+        zlib.error: If it is damaged.
+    """
     inflater = zlib.decompressobj(zdict=known) if known else zlib.decompressobj()
-    text = inflater.decompress(b64decode(packed), _MOST_BYTES)
+    content = inflater.decompress(b64decode(packed), most)
     if inflater.unconsumed_tail:
         raise ValueError("too large")
-    return text
+    return content

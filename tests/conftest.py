@@ -4,6 +4,7 @@ What is not on this machine is missing at once, except on a hub that a test serv
 draws other inputs in each run.
 """
 
+import gc
 import os
 
 from hypothesis import HealthCheck, settings
@@ -19,3 +20,10 @@ LONGEST = ("test_quickstart.py", "test_executors.py", "test_faults.py", "test_ki
 def pytest_collection_modifyitems(items):
     """Begin with the files that take longest, so that no worker is left alone with one of them at the end."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish(session):
+    """Spare the garbage collector what stays until the end: modules and tests are half a million objects."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)

@@ -10,6 +10,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from saeval._util import PREFIX, InputError, asset_check, file_sha256
+from saeval.models.loading import LOADING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,7 +101,8 @@ def _load(model: str) -> Any:
 
     logging.disable_progress_bar()
     try:
-        return SentenceTransformer(place, trust_remote_code=False)
+        with LOADING:
+            return SentenceTransformer(place, trust_remote_code=False)
     except (OSError, ValueError) as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(

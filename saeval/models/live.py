@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import sys
-import threading
 from collections import deque
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,7 +15,7 @@ from saeval._util import PREFIX, InputError, file_sha256, find_asset
 from saeval.models.facts import local_model, not_causal, too_long
 from saeval.models.fit import Fit, no_bos
 from saeval.models.generating_model import GeneratingModel
-from saeval.models.loading import check_model, load_model, resolved
+from saeval.models.loading import LOADING, check_model, load_model, resolved
 from saeval.models.randomise import Randomised, shuffle_weights
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ _POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings", "position_e
 
 _LOADED: WeakValueDictionary[tuple[str, ...], LiveModel] = WeakValueDictionary()
 _RECENT: deque[LiveModel] = deque(maxlen=2)  # keeps the last models loaded while unused
-_LOADING = threading.Lock()
 _ONLY_LOADED: ContextVar[bool] = ContextVar("only_loaded", default=False)
 
 
@@ -97,7 +95,7 @@ class LiveModel(GeneratingModel):
 
         device, precision = resolved(device, dtype)
         key = (name, revision or "", device, precision, randomise or "", str(randomise_seed if randomise else 0))
-        with _LOADING:
+        with LOADING:
             live = _LOADED.get(key)
             if live is None and _ONLY_LOADED.get():
                 raise InputError(f"model {name}: is not in memory")

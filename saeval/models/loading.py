@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 
 SPREAD = "balanced"
 """Device name for a model distributed over all GPUs."""
+LOADING = threading.RLock()
+"""Lock to hold while transformers builds a model, of whatever kind, in any thread.
+
+It builds models without memory, in another default dtype and without tying weights, by changing torch and its own classes
+for the whole process; of two models that are built at once, one may keep weights that were never read.
+"""
 _SIGNS_OF_A_GPU = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/proc/driver/nvidia")
 
 

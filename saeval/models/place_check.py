@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from saeval.models.facts import local_model
+from saeval.models.loading import LOADING
 from saeval.models.made_for import plain_place
 from saeval.models.model_files import weight_names
 from saeval.models.transformer_lens_names import check_hook, is_hook
@@ -51,7 +52,7 @@ def _check_without_weights(model: str, folder: Path, place: str) -> None:
     empty = None
     with suppress(Exception):  # transformers raises many kinds of errors; loading the model reports them
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        with torch.device("meta"):
+        with LOADING, torch.device("meta"):
             empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     if empty is not None:
         ModuleTree(model, empty, None).hookpoint(place)

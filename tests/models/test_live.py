@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from tiny import KINDS, TEXT, D, tiny_model, tiny_tokenizer
@@ -377,3 +381,34 @@ def test_device_and_precision_are_chosen_by_what_there_is(monkeypatch, cuda, ask
     with pytest.raises(Loaded) as loaded:
         LiveModel.load("some/model", device=asked)
     assert loaded.value.args[0] == (device, dtype)
+
+
+def test_no_two_models_are_built_at_once_since_transformers_changes_torch_meanwhile(folders, monkeypatch):
+    import sentence_transformers
+
+    from saeval.models import loading
+    from saeval.models.embeddings import embedder
+
+    building, most = [], []
+
+    def slowly(build):
+        def built(*given, **named):
+            building.append(build)
+            most.append(len(building))
+            time.sleep(0.05)
+            building.remove(build)
+            return build(*given, **named)
+
+        return built
+
+    monkeypatch.setattr(loading, "_from_pretrained", slowly(loading._from_pretrained))
+    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", slowly(lambda place, **_: None))
+    work = [
+        *(partial(LiveModel.load, str(folder), randomise="all", randomise_seed=71) for folder in folders.values()),
+        *(partial(embedder.__wrapped__(), str(i), ["a"]) for i in range(4)),
+    ]
+    with ThreadPoolExecutor(len(work)) as pool, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("saeval.models.embeddings._Embedder._encode", lambda self, model, texts: [np.ones(2)])
+        for future in [pool.submit(load) for load in work]:
+            future.result()
+    assert len(most) == len(work) and max(most) == 1

@@ -17,6 +17,7 @@ from saeval._util import (
     names_secret,
     placeholder,
     random_looking,
+    refresh_environment,
 )
 from saeval.task.spec.document import KeyPath, SpecDocument
 from saeval.task.spec.models import Spec
@@ -53,6 +54,7 @@ def refuse_secrets(document: SpecDocument) -> None:
     Raises:
         SpecError: With the place of each credential, but not its value.
     """
+    refresh_environment()
     problems = [f"{document.where(path)}: {_KEY_ADVICE} ({why})" for path, why in _secrets(document.data, ())]
     if problems:
         raise SpecError(list(dict.fromkeys(problems)))

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from click.testing import CliRunner
 from interrupted import interrupted_after
 from pydantic import ValidationError
 from saeval_plugins.coders.neurons import Neurons
@@ -20,6 +21,7 @@ from tiny import D_FF, D, tiny_corpus, tiny_model, tiny_sae
 
 import saeval
 from saeval import InputError, StoreError
+from saeval.cli.group import main
 from saeval.plugin import ActivationStore, ActivationWriter, Coder, Corpus, LinearCoder, LiveModel, ModuleCoder
 from saeval.plugin.registry import Registry
 from saeval.task.loader import load_task
@@ -155,6 +157,31 @@ def test_inputs_of_modules_are_read_where_the_hookpoint_says_so(source, model, s
         source.model_copy(update={"hookpoint": "layers.1.mlp.input", "accept_mismatch": True}), tmp_path / "store"
     )
     assert np.allclose(dense(store), expected(model, store, sae.load("cpu", D), "blocks.1.mlp.hook_in"), atol=1e-2)
+
+
+def test_sae_of_another_width_than_its_place_is_refused_before_anything_is_collected(model, corpus, sae, tmp_path):
+    source = {
+        "model": str(model), "hookpoint": "layers.1.mlp.down_proj.input", "accept_mismatch": True,
+        "coder": {"use": "sae_lens", "with": {"path": str(sae.path)}}, "corpus": {"path": str(corpus.path), "context": 32},
+    }  # fmt: skip
+    spec = {
+        "saeval": 1, "task": "wrong", "version": "1", "source": {"use": "transformers", "with": source},
+        "latents": {"n": 2}, "explainer": "top_tokens", "scorers": {"embedding": {}},
+    }  # fmt: skip
+    (tmp_path / "task.yaml").write_text(json.dumps(spec))
+    capture, read = LiveModel.capture, []
+
+    def counted(live, tokens, *given, **named):
+        read.append(tokens.numel())
+        return capture(live, tokens, *given, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+        patch.setattr(LiveModel, "capture", counted)
+        done = CliRunner().invoke(main, ["run", str(tmp_path / "task.yaml"), "--out", str(tmp_path / "run")])
+    assert done.exit_code == 2 and "Traceback" not in done.output
+    assert f"reads activations of width {D}, but those at the hookpoint have width {D_FF}" in done.output
+    assert read == [2]  # two tokens, to learn the width
 
 
 @pytest.mark.parametrize("budget", [200, 5000])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
 from math import inf, isfinite
@@ -449,6 +450,9 @@ def _powers(task: Task, outcome: CellState) -> Iterator[Power]:
             )
 
 
+_version = cache(version)  # which reads the package's metadata each time
+
+
 def packages() -> dict[str, str]:
     """Return the versions of the packages that results may depend on."""
     found = {}
@@ -463,7 +467,7 @@ def packages() -> dict[str, str]:
         "pydantic",
     ):
         try:
-            found[name] = version(name)
+            found[name] = _version(name)
         except PackageNotFoundError:
             continue
     return found

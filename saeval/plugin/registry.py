@@ -106,20 +106,24 @@ class Registry:
         """Distributions by namespace; more than one for a namespace is a conflict."""
         by_distribution: dict[str, list[EntryPoint]] = {}
         distributions: dict[str, Distribution] = {}
-        for entry in self._find():
-            name = _distribution(entry)
+        names: dict[int, str | None] = {}  # by identity, since a distribution reads its metadata anew for each question
+        entries = list(self._find())
+        for entry in entries:
+            if id(entry.dist) not in names:
+                names[id(entry.dist)] = _distribution(entry)
+            name = names[id(entry.dist)]
             if entry.dist is not None and name:
                 distributions.setdefault(name, entry.dist)
                 if entry not in by_distribution.setdefault(name, []):
                     by_distribution[name].append(entry)
         packages: dict[str, list[_Package]] = {}
-        for name, entries in sorted(by_distribution.items()):
+        for name, own in sorted(by_distribution.items()):
             package = _Package(
                 _namespace(name),
                 name,
                 distributions[name].version or "unknown",
                 tuple(distributions[name].requires or ()),
-                tuple(entries),
+                tuple(own),
             )
             packages.setdefault(package.namespace, []).append(package)
         return packages

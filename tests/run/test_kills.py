@@ -25,7 +25,8 @@ import saeval
 from saeval.plugin.registry import Registry
 from saeval.task.loader import load_task
 
-KILLS = int(os.environ.get("SAEVAL_KILLS", "12"))
+KEY = "sk-canary-1234567890abcdef"
+KILLS = int(os.environ.get("SAEVAL_KILLS", "8"))
 
 
 def command(task, out):
@@ -33,7 +34,7 @@ def command(task, out):
 
 
 def start(arguments, cache, **options):
-    env = {**os.environ, "SAEVAL_CACHE": str(cache), "OPENAI_API_KEY": "sk-canary-1234567890abcdef"}
+    env = {**os.environ, "SAEVAL_CACHE": str(cache), "OPENAI_API_KEY": KEY}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": in_the_foreground}
     return subprocess.Popen(arguments, env=env, **{**pipes, **options})
 
@@ -114,7 +115,7 @@ def calm(tmp_path_factory):
     place = tmp_path_factory.mktemp("calm")
     with pytest.MonkeyPatch.context() as patch, truthful_server() as server:
         patch.setenv("SAEVAL_CACHE", str(place / "cache"))
-        patch.setenv("OPENAI_API_KEY", "sk-canary-1234567890abcdef")
+        patch.setenv("OPENAI_API_KEY", KEY)
         saeval.run(spec(server), out=place / "run")
     return saeval.read(place / "run").cells
 
@@ -129,7 +130,9 @@ def calm(tmp_path_factory):
     ],
     ids=lambda value: getattr(value, "name", getattr(value, "__name__", value)),
 )
-def test_run_that_is_told_to_stop_reports_what_it_has_and_keeps_answers_under_way(tmp_path, calm, how, after, place):
+def test_run_that_is_told_to_stop_reports_what_it_has_and_keeps_answers_under_way(
+    tmp_path, monkeypatch, calm, how, after, place
+):
     with truthful_server() as server:
         server.delay = 0.05
         task = tmp_path / "task.yaml"
@@ -148,7 +151,9 @@ def test_run_that_is_told_to_stop_reports_what_it_has_and_keeps_answers_under_wa
         assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
         assert saeval.read(tmp_path / "run").partial
         assert "PARTIAL" in (tmp_path / "run" / "report" / "report.md").read_text().upper()
-        assert start(command(task, tmp_path / "run"), tmp_path / "cache").wait() == 0
+        monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        saeval.run(task, out=tmp_path / "run")
         calls = [json.dumps(call, sort_keys=True) for call in server.calls]
         assert len(calls) == len(set(calls))  # not even those that were under way
     resumed = saeval.read(tmp_path / "run")

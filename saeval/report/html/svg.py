@@ -19,13 +19,14 @@ def element(name: str, *children: Markup | str, **attributes: object) -> Markup:
     In attribute names, a trailing underscore is dropped (`class_`) and other underscores become hyphens. Attributes of
     value None are omitted; floats are written with at most two decimals.
     """
-    written = Markup("").join(
-        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _value(value))
+    written = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(_value(value))}"'
         for key, value in attributes.items()
         if value is not None
     )
-    inside = Markup("").join(c if isinstance(c, Markup) else escape(visible(c)) for c in children)
-    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), written, inside)  # noqa: S704 - names are this module's
+    inside = "".join(c if isinstance(c, Markup) else escape(visible(c)) for c in children)
+    # Names are this module's. Not `Markup.format`, which takes seven times as long.
+    return Markup(f"<{name}{written}>{inside}</{name}>")  # noqa: S704
 
 
 def _value(value: object) -> str:

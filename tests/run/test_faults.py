@@ -25,6 +25,9 @@ SMALL = {
     "latents": {"select": "list", "indices": [0, 1, 2, 3]},
 }
 
+FEWER = {"sampler": {"use": "random", "with": {"explain": 10, "score": 10, "non_activating": {"n": 10}}}}
+"""Half of the calls."""
+
 
 @pytest.fixture(autouse=True)
 def _quick_and_alone(tmp_path, monkeypatch):
@@ -106,9 +109,9 @@ PASSING = {
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING.keys())
 def test_fault_that_passes_changes_nothing(tmp_path, undisturbed, model, fault):
     with truthful_server() as server:
-        calm, scores = undisturbed(model)
+        calm, scores = undisturbed(model, **FEWER)
         server.chooses = once(fault)
-        result = saeval.run(task(server, model), out=tmp_path / "run")
+        result = saeval.run(task(server, model, **FEWER), out=tmp_path / "run")
         asked = Counter(json.dumps(call, sort_keys=True) for call in server.calls)
         assert set(asked.values()) == {2}
     assert finished(tmp_path / "run") == calm
@@ -118,9 +121,9 @@ def test_fault_that_passes_changes_nothing(tmp_path, undisturbed, model, fault):
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING.keys())
 def test_fault_that_stays_on_one_batch_costs_its_latent_and_changes_no_score(tmp_path, undisturbed, model, fault):
     with truthful_server() as server:
-        calm, _ = undisturbed(model)
+        calm, _ = undisturbed(model, **FEWER)
         server.chooses = about("harbor", fault)
-        result = saeval.run(task(server, model), out=tmp_path / "run")
+        result = saeval.run(task(server, model, **FEWER), out=tmp_path / "run")
         asked = Counter(json.dumps(call, sort_keys=True) for call in server.calls)
         assert max(asked.values()) == 3  # one attempt and two retries
     found = finished(tmp_path / "run")

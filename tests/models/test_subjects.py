@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from fake_server import fake_server
 from plain_passes import brute_force
 from planted_run import truthful
 from root import ROOT
 from tiny import CONFIGS, tiny_model
 
+import saeval
 from saeval import InputError
 from saeval.plugin import HookPoint, LinearCoder, LiveModel, Subject, down_projection
 
@@ -296,7 +295,7 @@ CELLS = {"rnn/steering": ["tense", "random_sae"], "rnn/lens": ["mamba"], "rnn/pr
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", CELLS)
-def test_tasks_for_recurrent_networks_run_to_their_end(task, tmp_path):
+def test_tasks_for_recurrent_networks_run_to_their_end(task, tmp_path, monkeypatch):
     model = tiny_model(tmp_path / "model", "mamba", seed=1)
     (tmp_path / "lens").mkdir()
     torch.save({"2.weight": torch.eye(16), "2.bias": torch.zeros(16)}, tmp_path / "lens" / "params.pt")
@@ -317,11 +316,8 @@ def test_tasks_for_recurrent_networks_run_to_their_end(task, tmp_path):
     with fake_server(reply) as server:
         chat = f"{{model: openai_compatible/x, api_base: '{server.url}', max_tokens: 100}}"
         changes |= {"llms.explainer": chat} | ({} if task == "rnn/steering" else {"llms.judge": chat})
-        settings = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
-        command = [sys.executable, "-m", "saeval", "run", "--task", task, "--out", "run", *settings]
-        env = {**os.environ, "SAEVAL_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+        monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+        saeval.run(task, out=tmp_path / "run", overrides={key: yaml.safe_load(str(v)) for key, v in changes.items()})
     cells = json.loads((tmp_path / "run" / "results.json").read_text())["cells"]
     assert [cell["cell"].rpartition("=")[2] for cell in cells] == CELLS[task]
     rows = [row for cell in cells for row in cell["scores"]]

@@ -11,6 +11,9 @@ from hypothesis import HealthCheck, settings
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"  # huggingface_hub reads them when it is imported
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # about a core for each worker: more threads of torch would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 settings.register_profile("same", derandomize=True, suppress_health_check=[HealthCheck.too_slow])  # CI may be slow
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
@@ -23,7 +26,6 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish(session):
-    """Spare the garbage collector what stays until the end: modules and tests are half a million objects."""
-    gc.collect()
+    """Have the garbage collector omit modules and tests, half a million objects that stay, and begin less often."""
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)

@@ -158,7 +158,7 @@ def names_credential(text: str) -> bool:
 def holds_secret(text: str) -> str | None:
     """Return why a text of a spec is or contains a credential (by its value or pattern), or None.
 
-    It does not look at the environment again, for speed: call `refresh_environment` before the first text of a spec.
+    For speed, the environment is not read: call `refresh_environment` before the first text of a spec.
     """
     if without_values(text) != text:
         return "holds a credential of your environment"

@@ -23,8 +23,8 @@ SPREAD = "balanced"
 LOADING = threading.RLock()
 """Lock to hold while transformers builds a model, of whatever kind, in any thread.
 
-It builds models without memory, in another default dtype and without tying weights, by changing torch and its own classes
-for the whole process; of two models that are built at once, one may keep weights that were never read.
+It builds models without memory, in another default dtype and without tying weights, by changing torch and its own
+classes for the whole process. Of two models that are built at once, one may keep weights without values.
 """
 _SIGNS_OF_A_GPU = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/proc/driver/nvidia")
 

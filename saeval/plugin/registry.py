@@ -106,7 +106,7 @@ class Registry:
         """Distributions by namespace; more than one for a namespace is a conflict."""
         by_distribution: dict[str, list[EntryPoint]] = {}
         distributions: dict[str, Distribution] = {}
-        names: dict[int, str | None] = {}  # by identity, since a distribution reads its metadata anew for each question
+        names: dict[int, str | None] = {}  # by identity, since a distribution reads its metadata each time
         entries = list(self._find())
         for entry in entries:
             if id(entry.dist) not in names:

@@ -66,10 +66,10 @@ def test_plan_comes_within_a_fifth_of_what_the_run_takes(tmp_path):
     assert before.total("input_tokens") == pytest.approx(taken, rel=0.2)
 
 
-def hundreds(folder, server):
-    """A task of 600 latents, each of which fires on a word of its own; small windows and few."""
-    words = ["".join("bdfgklmnpr"[i // 10**k % 10] + "aeiou"[i // 3**k % 5] for k in range(3)) for i in range(600)]
-    assert len(set(words)) == 600
+def thousand(folder, server):
+    """A task of a thousand latents, each of which fires on a word of its own; small windows and few."""
+    words = ["".join("bdfgklmnpr"[i // 10**k % 10] + "aeiou"[i // 3**k % 5] for k in range(3)) for i in range(1000)]
+    assert len(set(words)) == 1000
     rules = [{"latent": i, "explanation": f"the word {w}", "pattern": rf"\b{w}\b"} for i, w in enumerate(words)]
     (folder / "rules.yaml").write_text(yaml.safe_dump(rules))
     rng = random.Random(0)
@@ -80,26 +80,26 @@ def hundreds(folder, server):
     role |= {"usd_per_million_input": 1.0, "usd_per_million_output": 4.0}
     return spec(
         server, source={"use": "rules", "with": {"path": str(folder / "rules.yaml"), "corpus": corpus}},
-        llms={"explainer": role, "judge": role}, latents={"n": 600, "min_windows": 10},
+        llms={"explainer": role, "judge": role}, latents={"n": 1000, "min_windows": 10},
         sampler={"use": "random", "with": {"window": 8, "explain": 5, "score": 5, "non_activating": {"n": 5}}},
         scorers={"detection": {"with": {"batch": 10}}}, baselines=[],
     )  # fmt: skip
 
 
 @pytest.mark.slow
-def test_plan_of_hundreds_of_latents_comes_within_a_fifth(tmp_path):
+def test_plan_of_a_thousand_latents_comes_within_a_fifth(tmp_path):
     cache, run = tmp_path / "cache", tmp_path / "run"
     with truthful_server() as server:
         server.tokens = pieces
-        task = hundreds(tmp_path, server)
+        task = thousand(tmp_path, server)
         before = planned(task)
         result = saeval.run(task, out=run)
         after = planned(task)
-    assert result.cells[0].scores[0].n == 600
+    assert result.cells[0].scores[0].n == 1000
     answers = (cache / "calls.sqlite").stat().st_size
     spent = {c: sum(getattr(x, c) for x in result.ledger) for c in ("calls", "input_tokens", "output_tokens", "usd")}
     spent["bytes"] = answers + sum(file.stat().st_size for file in run.rglob("*") if file.is_file())
-    assert spent["calls"] == 1200
+    assert spent["calls"] == 2000
     for column, value in spent.items():
         assert after.total(column) == pytest.approx(value, rel=0.01 if column == "calls" else 0.2), column
     for column in ("calls", "input_tokens", "usd"):

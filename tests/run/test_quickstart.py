@@ -26,8 +26,24 @@ SMALLER = (
 """Changes that shorten the quickstart, as its user could make them."""
 JUDGED = {"embedding": 2, "detection": 1, "fuzzing": 1}
 """Latents that each scorer then scores per cell."""
-WITH_BASELINES = ("detection", "fuzzing", "fuzzing_active", "simulation", "surprisal", "intervention")
-"""Scorers of `methods-tour` that read other explanations too."""
+SHORT_TOUR = (
+    LESS,
+    "sampler.with.score=5",
+    "sampler.with.non_activating.n=5",
+    "scorers.intruder.with.questions=2",
+    "scorers.simulation.with.windows=2",
+    "scorers.generation.with.k=2",
+    *(
+        f"scorers.{name}.with.{option}={n}"
+        for name in ("intervention", "steering")
+        for option, n in {"tune": 2, "score_on": 2, "tokens": 4}.items()
+    ),
+    *(
+        f"scorers.{name}.baselines=[]"  # other explanations are read in the quickstart
+        for name in ("detection", "fuzzing", "fuzzing_active", "simulation", "surprisal", "intervention")
+    ),
+)
+"""Changes that shorten `methods-tour`, as its user could make them."""
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +98,9 @@ def test_every_scorer_runs_on_gemma_and_the_quickstart_sae(finished, tmp_path):
     _, env, _, _ = finished  # whose cache holds the activations
     (tmp_path / "ratings.csv").write_text("latent,rating\n" + "".join(f"{i},3\n" for i in range(2048)))
     rated = f"scorers.human={{with: {{path: {tmp_path / 'ratings.csv'}}}}}"
-    command = ["run", "methods-tour", "--limit", "1", "--out", "run", "--set", rated, "--set", LESS]
-    for scorer in WITH_BASELINES:  # which `finished` has
-        command += ["--set", f"scorers.{scorer}.baselines=[]"]
+    command = ["run", "methods-tour", "--limit", "1", "--out", "run", "--set", rated]
+    for change in SHORT_TOUR:
+        command += ["--set", change]
     done = subprocess.run(
         [sys.executable, "-m", "saeval", *command], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
     )

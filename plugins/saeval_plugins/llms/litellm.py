@@ -6,6 +6,7 @@ import asyncio
 import os
 import warnings
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
@@ -291,7 +292,10 @@ class LiteLLM(LLM):
 
     async def _complete_in_batch(self, request: Request) -> Reply:
         litellm = self._litellm()
-        model, provider, *_ = litellm.get_llm_provider(self.model)
+        try:
+            model, provider, *_ = litellm.get_llm_provider(self.model)
+        except litellm.BadRequestError as error:
+            raise _translated(self.model, error) from None
         if provider not in _BATCHING:
             raise LLMError(
                 f"{self.model}: batch: true supports {', '.join(_BATCHING)}, not {provider}; set batch: false",
@@ -397,6 +401,19 @@ def _texts(value: Any) -> Iterator[str]:
         yield value
 
 
+def _no_provider(model: str) -> str:
+    """Say that litellm cannot tell who serves a model, and name providers that are spelt alike."""
+    import litellm
+
+    provider, slash, rest = model.partition("/")
+    if not slash:
+        return f"{model}: litellm does not know who serves this model; put the provider before it: openai/{model}"
+    known = [str(getattr(each, "value", each)) for each in litellm.provider_list]
+    alike = ", ".join(f"{name}/{rest}" for name in get_close_matches(provider, known, n=2))
+    meant = f"did you mean {alike}?" if alike else f"put the provider before it, such as openai/{model}"
+    return f"{model}: litellm knows no provider {provider!r}; {meant}"
+
+
 def _translated(model: str, error: Exception) -> LLMError:
     """Convert a provider's exception to an `LLMError`, removing anything that looks like a key."""
     inside: BaseException | None = error
@@ -404,6 +421,8 @@ def _translated(model: str, error: Exception) -> LLMError:
         if isinstance(inside, LLMError):
             return inside
         inside = inside.__cause__ or inside.__context__
+    if "LLM Provider NOT provided" in str(error):
+        return LLMError(_no_provider(model), lasting=True)
     name = type(error).__name__
     message = f"{model}: {name}: {one_line(getattr(error, 'message', None) or error)}"
     if name == "ContentPolicyViolationError":

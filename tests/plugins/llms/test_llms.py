@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -259,6 +260,29 @@ def test_batches_of_a_provider_that_has_none_fail_at_once(tmp_path):
 
 
 # --- processes ---
+
+
+@pytest.mark.parametrize(
+    ("model", "remedy"),
+    [
+        ("opnai/gpt-4o-mini", "litellm knows no provider 'opnai'; did you mean openai/gpt-4o-mini"),
+        ("my-lab/model", "litellm knows no provider 'my-lab'; put the provider before it, such as openai/my-lab/model"),
+        ("gpt-99", "litellm does not know who serves this model; put the provider before it: openai/gpt-99"),
+    ],
+)
+def test_provider_that_litellm_does_not_know_ends_the_run_before_anything_is_collected(
+    tmp_path, monkeypatch, model, remedy
+):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    with truthful_server() as server:
+        task = spec(server)
+        task["llms"] = {**task["llms"], "judge": {"model": model}}
+        with pytest.raises(InputError, match=re.escape(f"judge: {model}: {remedy}")) as caught:
+            saeval.run(task, out=tmp_path / "run")
+    assert str(caught.value).endswith("nothing was collected yet")
+    assert not list(tmp_path.rglob("manifest.json"))
+    with pytest.raises(LLMError, match=re.escape(remedy)):
+        asyncio.run(LiteLLM(model=model, batch=True).complete(Request((Message("user", "hi"),))))
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ for 262,144 strings. Here the header is read once, through plain buffers.
 from __future__ import annotations
 
 import struct
-import threading
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _STRING, _ARRAY = 8, 9  # GGUF's numbers of the value types without a fixed size
-_LOCK = threading.Lock()
 
 
 def check_gguf(path: Path) -> None:
@@ -35,6 +33,8 @@ def check_gguf(path: Path) -> None:
 @contextmanager
 def fast_gguf(path: Path) -> Iterator[None]:
     """Within this context, transformers loads this GGUF file fast and without progress bars.
+
+    It changes transformers for all threads: hold `LOADING`.
 
     Raises:
         InputError: If the package gguf is missing or the file is not a complete GGUF file.
@@ -52,15 +52,14 @@ def fast_gguf(path: Path) -> Iterator[None]:
     def parse(value: Any, types: Any) -> Any:
         return value if isinstance(value, str | int | float) else plain_parse(value, types)
 
-    with _LOCK:
-        reader = _reader(path)
-        with (
-            patch.object(gguf, "GGUFReader", lambda file: reader if Path(file) == path else plain_reader(file)),
-            patch.object(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)),
-            patch.object(loader, "_gguf_parse_value", parse),
-            patch.object(loader, "tqdm", lambda items, **_: items),
-        ):
-            yield
+    reader = _reader(path)
+    with (
+        patch.object(gguf, "GGUFReader", lambda file: reader if Path(file) == path else plain_reader(file)),
+        patch.object(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)),
+        patch.object(loader, "_gguf_parse_value", parse),
+        patch.object(loader, "tqdm", lambda items, **_: items),
+    ):
+        yield
 
 
 def _package(path: Path) -> Any:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SPREAD = "balanced"
 """Device name for a model distributed over all GPUs."""
-LOADING = threading.RLock()
+LOADING = threading.Lock()
 """Lock to hold while transformers builds a model, of whatever kind, in any thread.
 
 It builds models without memory, in another default dtype and without tying weights, by changing torch and its own
@@ -79,7 +79,7 @@ def check_model(name: str) -> None:
 
 
 def load_model(name: str, revision: str | None, device: str, dtype: Any) -> tuple[Any, Any, bool]:
-    """Return a causal language model in evaluation mode, its tokenizer, and whether it has a head.
+    """Return a causal language model in evaluation mode, its tokenizer, and whether it has a head; hold `LOADING`.
 
     Code from a model's repository is never run.
 

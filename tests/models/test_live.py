@@ -403,12 +403,12 @@ def test_no_two_models_are_built_at_once_since_transformers_changes_torch_meanwh
 
     monkeypatch.setattr(loading, "_from_pretrained", slowly(loading._from_pretrained))
     monkeypatch.setattr(sentence_transformers, "SentenceTransformer", slowly(lambda place, **_: None))
+    monkeypatch.setattr("saeval.models.embeddings._Embedder._encode", lambda self, model, texts: [np.ones(2)])
     work = [
         *(partial(LiveModel.load, str(folder), randomise="all", randomise_seed=71) for folder in folders.values()),
         *(partial(embedder.__wrapped__(), str(i), ["a"]) for i in range(4)),
     ]
-    with ThreadPoolExecutor(len(work)) as pool, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("saeval.models.embeddings._Embedder._encode", lambda self, model, texts: [np.ones(2)])
+    with ThreadPoolExecutor(len(work)) as pool:
         for future in [pool.submit(load) for load in work]:
             future.result()
     assert len(most) == len(work) and max(most) == 1

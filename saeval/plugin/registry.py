@@ -106,24 +106,23 @@ class Registry:
         """Distributions by namespace; more than one for a namespace is a conflict."""
         by_distribution: dict[str, list[EntryPoint]] = {}
         distributions: dict[str, Distribution] = {}
-        names: dict[int, str | None] = {}  # by identity, since a distribution reads its metadata each time
-        entries = list(self._find())
-        for entry in entries:
-            if id(entry.dist) not in names:
-                names[id(entry.dist)] = _distribution(entry)
-            name = names[id(entry.dist)]
+        names: dict[Distribution | None, str | None] = {}  # since a distribution reads its metadata each time
+        for entry in self._find():
+            if entry.dist not in names:
+                names[entry.dist] = _distribution(entry)
+            name = names[entry.dist]
             if entry.dist is not None and name:
                 distributions.setdefault(name, entry.dist)
                 if entry not in by_distribution.setdefault(name, []):
                     by_distribution[name].append(entry)
         packages: dict[str, list[_Package]] = {}
-        for name, own in sorted(by_distribution.items()):
+        for name, entries in sorted(by_distribution.items()):
             package = _Package(
                 _namespace(name),
                 name,
                 distributions[name].version or "unknown",
                 tuple(distributions[name].requires or ()),
-                tuple(own),
+                tuple(entries),
             )
             packages.setdefault(package.namespace, []).append(package)
         return packages

@@ -38,21 +38,19 @@ def plugins(ctx: click.Context, without: Sequence[str], as_json: bool) -> None:
 
 
 @plugins.command()
-@click.argument("packages", metavar="PKG...", nargs=-1, required=True)
+@click.argument("package", metavar="PKG")
 @JSON
-def check(packages: tuple[str, ...], as_json: bool) -> None:
-    """Test the contracts of all plugins of packages. The exit code is 1 if any is broken."""
+def check(package: str, as_json: bool) -> None:
+    """Test the contracts of all plugins of a package. The exit code is 1 if any is broken."""
     from dataclasses import asdict
 
     from saeval.testing import check_package
 
     rows = []
-    registry = open_registry()
-    for package in packages:
-        for row in check_package(registry, package):
-            rows.append(asdict(row))
-            if not as_json:
-                say(f"{row.status:<10} {row.kind} {row.name}" + (f": {row.reason}" if row.reason else ""))
+    for row in check_package(open_registry(), package):
+        rows.append(asdict(row))
+        if not as_json:
+            say(f"{row.status:<10} {row.kind} {row.name}" + (f": {row.reason}" if row.reason else ""))
     if as_json:
         print_json(rows)
     if any(row["status"] == "failed" for row in rows):

@@ -330,10 +330,9 @@ def test_made_packages_install_editable_pass_their_tests_and_run(tmp_path):
     tests = [folder / "tests" for folder in made.values()]
     shown = sh(python, "-m", "pytest", "-p", "no:cacheprovider", "--import-mode=importlib", *tests, cwd=tmp_path)
     assert " passed" in shown and "failed" not in shown
-    names = [folder.name for folder in made.values()]
-    rows = json.loads(sh(python, "-m", "saeval", "plugins", "check", *names, "--json", cwd=tmp_path))
-    assert {row["kind"] for row in rows} == {*KINDS, "task"}
-    assert [row for row in rows if row["status"] != "ok"] == []
+    for kind, folder in made.items():
+        rows = json.loads(sh(python, "-m", "saeval", "plugins", "check", folder.name, "--json", cwd=tmp_path))
+        assert {row["status"] for row in rows} == {"ok"}, kind
     cache = {"SAEVAL_CACHE": str(tmp_path / "cache")}
     task = "my-scorer/my_scorer"
     assert "my_scorer" in sh(python, "-m", "saeval", "run", "--task", task, "--out", "run", cwd=tmp_path, **cache)

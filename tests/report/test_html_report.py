@@ -1041,20 +1041,20 @@ def test_explanations_of_large_cells_are_searched_from_the_first_page_and_in_a_b
 
 
 @pytest.mark.slow
-def test_more_than_a_thousand_latents_are_written_and_open_quickly(tmp_path, visit):
+def test_thousands_of_latents_are_written_and_open_quickly(tmp_path, visit):
     one = cell("big", [score_row(s, 0.6) for s in SCORERS])
-    write_cell(tmp_path, one, range(1200), tokens=[" the", " sea"] * 16)
+    write_cell(tmp_path, one, range(3600), tokens=[" the", " sea"] * 16)
     began = time.process_time()
     write_html(run_of(one), tmp_path, tmp_path / "report")
-    assert time.process_time() - began < 7
+    assert time.process_time() - began < 20
     page = visit(tmp_path / "report" / "latents" / "0-coder-big.html", "#sort=gap&dir=desc&page=3")
-    assert page.locator("#page-at").inner_text() == "page 3 of 24"
+    assert page.locator("#page-at").inner_text() == "page 3 of 72"
     times = []
-    for latent in (1199, 600, 7):  # the quickest of three, since other work can hold up any one
+    for latent in (3599, 1800, 7):  # the quickest of three, since other work can hold up any one
         began = time.perf_counter()
         other = visit(tmp_path / "report" / "latents" / "0-coder-big.html", f"#latent={latent}")
         other.wait_for_selector(".judged")
         times.append(time.perf_counter() - began)
     assert min(times) < 2, times
     page.get_by_role("button", name="Next page").click()
-    assert page.locator("#page-at").inner_text() == "page 4 of 24" and page.locator("#latents tbody tr").count() == 50
+    assert page.locator("#page-at").inner_text() == "page 4 of 72" and page.locator("#latents tbody tr").count() == 50

@@ -13,19 +13,15 @@ from saeval_plugins.scorers import saeval_scorers
 
 pytestmark = pytest.mark.slow
 
-LESS = "source.with.corpus.per_document=200"
-"""A third of the text, which takes a third of the time."""
+LESS = "source.with.corpus.per_document=320"
+"""Half of the text, which takes half of the time."""
 SMALLER = (
     LESS,
     "sampler.with.score=5",
     "sampler.with.non_activating.n=5",
     "llms.explainer.max_tokens=12",
-    "scorers.detection.when.latents=1",
-    "scorers.fuzzing.when.latents=1",
 )
 """Changes that shorten the quickstart, as its user could make them."""
-JUDGED = {"embedding": 2, "detection": 1, "fuzzing": 1}
-"""Latents that each scorer then scores per cell."""
 SHORT_TOUR = (
     LESS,
     "sampler.with.score=5",
@@ -73,12 +69,12 @@ def test_quickstart_compares_two_real_saes_with_both_floors(finished):
     for name in ("topk", "batchtopk"):
         assert cells[name]["measures"]["fvu"] < 0.15
         assert 25 < cells[name]["measures"]["l0"] < 40
-        assert cells[name]["measures"]["frac_alive"] > 0.7
+        assert cells[name]["measures"]["frac_alive"] > 0.75
     assert cells["random_sae"]["measures"]["fvu"] > 1
     for cell in cells.values():
-        for scorer, latents in JUDGED.items():
+        for scorer in ("embedding", "detection", "fuzzing"):
             own = next(r for r in cell["scores"] if r["scorer"] == scorer and r["variant"] == "explanation")
-            assert own["n"] == own["tried"] == latents and own["ci95"][0] < own["ci95"][1]
+            assert own["n"] == own["tried"] == 2 and own["ci95"][0] < own["ci95"][1]
             assert {"random_explanation", "chance"} <= set(own["floor"])
     assert "PARTIAL" in done.stdout and "batchtopk" in done.stdout
     for name in ("report.md", "leaderboard.csv", "leaderboard.parquet"):

@@ -259,9 +259,6 @@ def test_batches_of_a_provider_that_has_none_fail_at_once(tmp_path):
     assert isinstance(failed, LLMError) and failed.lasting and "batch: true supports openai" in str(failed)
 
 
-# --- processes ---
-
-
 @pytest.mark.parametrize(
     ("model", "remedy"),
     [
@@ -283,6 +280,9 @@ def test_provider_that_litellm_does_not_know_ends_the_run_before_anything_is_col
     assert not list(tmp_path.rglob("manifest.json"))
     with pytest.raises(LLMError, match=re.escape(remedy)):
         asyncio.run(LiteLLM(model=model, batch=True).complete(Request((Message("user", "hi"),))))
+
+
+# --- processes ---
 
 
 @pytest.mark.slow

@@ -159,7 +159,9 @@ def test_inputs_of_modules_are_read_where_the_hookpoint_says_so(source, model, s
     assert np.allclose(dense(store), expected(model, store, sae.load("cpu", D), "blocks.1.mlp.hook_in"), atol=1e-2)
 
 
-def test_sae_of_another_width_than_its_place_is_refused_before_anything_is_collected(model, corpus, sae, tmp_path):
+def test_sae_of_another_width_than_its_place_is_refused_before_anything_is_collected(
+    model, corpus, sae, tmp_path, monkeypatch
+):
     source = {
         "model": str(model), "hookpoint": "layers.1.mlp.down_proj.input", "accept_mismatch": True,
         "coder": {"use": "sae_lens", "with": {"path": str(sae.path)}}, "corpus": {"path": str(corpus.path), "context": 32},
@@ -175,10 +177,9 @@ def test_sae_of_another_width_than_its_place_is_refused_before_anything_is_colle
         read.append(tokens.numel())
         return capture(live, tokens, *given, **named)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
-        patch.setattr(LiveModel, "capture", counted)
-        done = CliRunner().invoke(main, ["run", str(tmp_path / "task.yaml"), "--out", str(tmp_path / "run")])
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(LiveModel, "capture", counted)
+    done = CliRunner().invoke(main, ["run", str(tmp_path / "task.yaml"), "--out", str(tmp_path / "run")])
     assert done.exit_code == 2 and "Traceback" not in done.output
     assert f"reads activations of width {D}, but those at the hookpoint have width {D_FF}" in done.output
     assert read == [2]  # two tokens, to learn the width

@@ -8,9 +8,9 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -70,12 +70,22 @@ class PluginInfo:
 
 @dataclass(frozen=True)
 class _Package:
-    """One distribution's entry points."""
+    """One distribution with plugins.
+
+    Attributes:
+        namespace: What its plugins' names begin with.
+        distribution: Its name.
+        version: Its version.
+        requires: Its requirements, as its metadata states them.
+        from_folder: Whether it was installed from a local folder, editable or copied.
+        entries: Its entry points.
+    """
 
     namespace: str
     distribution: str
     version: str
     requires: tuple[str, ...]
+    from_folder: bool
     entries: tuple[EntryPoint, ...]
 
 
@@ -89,43 +99,20 @@ class Registry:
     Args:
         disabled: Namespaces (or distributions) to omit, in addition to those in `SAEVAL_DISABLED_PLUGINS`; `*` for
             all third parties.
-        find: Returns the entry points of a group.
     """
 
-    def __init__(self, disabled: Collection[str] = (), *, find: Callable[[], Iterable[EntryPoint]] | None = None):
+    def __init__(self, disabled: Collection[str] = ()):
         named = os.environ.get("SAEVAL_DISABLED_PLUGINS", "").split(",")
         self._disabled = {_namespace(n.strip()) for n in (*disabled, *named) if n.strip()}
-        self._find = find or (lambda: entry_points(group=GROUP))
         self._loaded: dict[str, dict[tuple[str, str], Loaded] | _Broken] = {}
         self._task_dirs: dict[str, list[Path]] = {}
 
     # --- what is installed ---
 
     @cached_property
-    def _packages(self) -> dict[str, list[_Package]]:
+    def _packages(self) -> Mapping[str, list[_Package]]:
         """Distributions by namespace; more than one for a namespace is a conflict."""
-        by_distribution: dict[str, list[EntryPoint]] = {}
-        distributions: dict[str, Distribution] = {}
-        names: dict[Distribution | None, str | None] = {}  # since a distribution reads its metadata each time
-        for entry in self._find():
-            if entry.dist not in names:
-                names[entry.dist] = _distribution(entry)
-            name = names[entry.dist]
-            if entry.dist is not None and name:
-                distributions.setdefault(name, entry.dist)
-                if entry not in by_distribution.setdefault(name, []):
-                    by_distribution[name].append(entry)
-        packages: dict[str, list[_Package]] = {}
-        for name, entries in sorted(by_distribution.items()):
-            package = _Package(
-                _namespace(name),
-                name,
-                distributions[name].version or "unknown",
-                tuple(distributions[name].requires or ()),
-                tuple(entries),
-            )
-            packages.setdefault(package.namespace, []).append(package)
-        return packages
+        return _installed(tuple((folder, _changed(folder)) for folder in sys.path))
 
     @property
     def namespaces(self) -> list[str]:
@@ -294,6 +281,47 @@ class Registry:
         return rows
 
 
+@lru_cache(maxsize=1)
+def _installed(folders: tuple[tuple[str, int], ...]) -> Mapping[str, list[_Package]]:
+    """Return the installed distributions with plugins, by namespace.
+
+    Args:
+        folders: The folders of `sys.path`, each with the time of its last change; while none changes, the metadata of
+            all installed packages is read once.
+    """
+    by_distribution: dict[str, list[EntryPoint]] = {}
+    distributions: dict[str, Distribution] = {}
+    names: dict[Distribution | None, str | None] = {}  # since a distribution reads its metadata each time
+    for entry in entry_points(group=GROUP):
+        if entry.dist not in names:
+            names[entry.dist] = _distribution(entry)
+        name = names[entry.dist]
+        if entry.dist is not None and name:
+            distributions.setdefault(name, entry.dist)
+            if entry not in by_distribution.setdefault(name, []):
+                by_distribution[name].append(entry)
+    packages: dict[str, list[_Package]] = {}
+    for name, entries in sorted(by_distribution.items()):
+        package = _Package(
+            _namespace(name),
+            name,
+            distributions[name].version or "unknown",
+            tuple(distributions[name].requires or ()),
+            any(installed_from_folder(entry.dist) for entry in entries if entry.dist is not None),
+            tuple(entries),
+        )
+        packages.setdefault(package.namespace, []).append(package)
+    return packages
+
+
+def _changed(folder: str) -> int:
+    """Return when a package was last added to a folder or removed from it."""
+    try:
+        return Path(folder).stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
 def _normalise(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
@@ -403,12 +431,8 @@ def _classes(hooks: pluggy.HookRelay, package: _Package) -> Iterator[Loaded]:
     for kind, base in interfaces.BASE_CLASSES.items():
         for cls in _returned(hooks, f"saeval_{kind}s"):
             _check_class(cls, kind, base)
-            code = code_hash(cls, whole=package.namespace != BUILT_IN) if _from_folder(package) else None
+            code = code_hash(cls, whole=package.namespace != BUILT_IN) if package.from_folder else None
             yield Loaded(f"{package.namespace}/{cls.name}", kind, cls, package.distribution, package.version, code=code)
-
-
-def _from_folder(package: _Package) -> bool:
-    return any(entry.dist is not None and installed_from_folder(entry.dist) for entry in package.entries)
 
 
 def _check_class(cls: Any, kind: str, base: Any) -> None:

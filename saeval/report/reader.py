@@ -130,9 +130,7 @@ class Run(RunResult):
             table = read_table(cell.folder / f"{name}.parquet", CELL_TABLES[name])
             tables.append(table.add_column(0, "cell", pa.repeat(cell.name, len(table))))
         try:
-            return pa.concat_tables(
-                tables or [pa.table({"cell": pa.array([], pa.string())})], promote_options="default"
-            )
+            return pa.concat_tables(tables or [arrow_table([], {"cell": "string"})], promote_options="default")
         except pa.ArrowException:
             raise InputError(f"{name}.parquet: the tables of the cells do not have the same columns") from None
 

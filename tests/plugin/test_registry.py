@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import textwrap
 
@@ -287,3 +288,13 @@ def test_missing_option_is_told():
     with pytest.raises(ValidationError) as error:
         llm()
     assert (("model",), "is missing") in options_error(llm, error.value)
+
+
+def test_package_installed_while_the_process_runs_is_found_and_one_removed_is_gone(install):
+    assert "acme" not in Registry().namespaces
+    info = install("saeval-acme")
+    assert Registry().get("scorer", "acme/good").version == "1.0"
+    shutil.rmtree(info)
+    assert "acme" not in Registry().namespaces
+    install("saeval-acme", version="2.0")
+    assert Registry().get("scorer", "acme/good").version == "2.0"

@@ -388,9 +388,8 @@ def _numbered(columns: Sequence[Any]) -> tuple[list[str], _Numbers]:
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     lengths = [np.diff(column.offsets.to_numpy()) for column in columns]
-    return encoded.dictionary.take(pa.array(order)).to_pylist(), _Numbers(
-        rank[numbers], np.cumsum(np.concatenate(lengths))
-    )
+    distinct = encoded.dictionary.to_pylist()
+    return [distinct[i] for i in order], _Numbers(rank[numbers], np.cumsum(np.concatenate(lengths)))
 
 
 def _texts(rows: Mapping[str, Any]) -> dict[int, dict[tuple[str, bool], list[str]]]:

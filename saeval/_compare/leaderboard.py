@@ -208,7 +208,11 @@ class Leaderboard:
 
 
 def _shown(metrics: dict[str, str], rows: Sequence[ScoreRow]) -> Iterator[tuple[str, str]]:
+    """Yield the score columns of the board, which omits scorers that score baselines only."""
+    apart = {r.scorer for r in rows} - {r.scorer for r in rows if r.variant == MAIN}
     for scorer, main in metrics.items():
+        if scorer in apart:
+            continue
         others = dict.fromkeys(r.metric for r in rows if r.scorer == scorer and r.on_board and r.metric != main)
         yield from ((scorer, metric) for metric in (main, *others))
 

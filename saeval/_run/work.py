@@ -91,11 +91,12 @@ def title(step: str, variant: str) -> str:
 
 
 def scored_variants(cell: Cell, label: str) -> list[str]:
-    """Return the variants of explanations that a scorer scores, the cell's own first."""
+    """Return the variants of explanations that a scorer scores, the cell's own first if it is among them."""
     part = cell.scorers[label]
     if not part.part.plugin.reads_explanation:
         return [MAIN]
-    return [MAIN, *(name for name in cell.alternatives if part.baselines is None or name in part.baselines)]
+    others = [name for name in cell.alternatives if part.baselines is None or name in part.baselines]
+    return [MAIN, *others] if part.own else others
 
 
 def rng(seed: int, step: str, variant: str, latent: LatentId) -> np.random.Generator:

@@ -278,7 +278,8 @@ class _Builder(PartMaker):
             spec: The spec.
             n: Number of latents.
             others: Names of the other explanations, besides the cell's own.
-            scorers: Dictionary to add scorers to; the present ones do not score explanations from halves.
+            scorers: Dictionary to add scorers to, which score explanations from their half only; the present ones do not
+                score these.
             roles: Language models.
         """
         explainers: dict[str, StepPart[Explainer]] = {}
@@ -290,7 +291,7 @@ class _Builder(PartMaker):
             of_half = partial(self._around, "half", n, roles, half=half, key=spec.run.seed)
             for label, part in own.items():
                 made = of_half("scorer", part, ("scorers", label))
-                scorers[f"{label}_{name}"] = made and replace(made, baselines=frozenset({name}))
+                scorers[f"{label}_{name}"] = made and replace(made, baselines=frozenset({name}), own=False)
             if (explainer := of_half("explainer", spec.explainer, ("explainer",))) is not None:
                 explainers[name] = explainer
         return explainers

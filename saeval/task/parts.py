@@ -52,6 +52,8 @@ class StepPart(Generic[S]):
     latents: int | None
     baselines: frozenset[str] | None = None
     """Explanation baselines that a scorer scores; None for all."""
+    own: bool = True
+    """Whether a scorer scores the cell's own explanations."""
 
 
 @dataclass(frozen=True)

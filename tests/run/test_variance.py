@@ -73,6 +73,12 @@ def test_halves_of_the_corpus_share_no_document_and_all_latents_the_same_halves(
     assert not documents["half_0"] & documents["half_1"]
 
 
+def test_scorers_of_a_half_ask_about_the_explanations_from_it_alone(halved):
+    judged = {(row["scorer"], row["variant"]) for row in saeval.read(halved[1]).judgements.to_pylist()}
+    assert {pair for pair in judged if "half" in pair[0]} == {(f"detection_{half}", half) for half in ("half_0", "half_1")}
+    assert not any(row.failed for row in halved[0].cells[0].scores)
+
+
 def test_text_that_makes_no_difference_has_no_component_and_other_scores_stay_as_they_were(halved, cell):
     (parts,) = halved[0].cells[0].variance
     expected = (0.8 * 0.2 / 8 + 0.9 * 0.1 / 8) / 4

@@ -24,6 +24,7 @@ from saeval._util import (
     Refused,
     SaevalError,
     StoreError,
+    may_hold_values,
     without_secrets,
     without_values,
 )
@@ -300,9 +301,9 @@ async def _made(
 
 def _without_values(result: R) -> R:
     """Return a result without credentials, which a plugin may have received."""
-    text = json.dumps(result.model_dump(mode="json"))
-    clean = without_values(text)
-    return result if clean == text else type(result).model_validate(json.loads(clean))
+    if not may_hold_values(json.dumps(result.model_dump(mode="json")) for _ in range(1)):
+        return result
+    return type(result).model_validate(json.loads(without_values(json.dumps(result.model_dump(mode="json")))))
 
 
 async def _guarded(call: Callable[..., Awaitable[R]], kind: type[R], patience: Patience, *arguments: Any) -> R:

@@ -85,6 +85,7 @@ from saeval._util.secrets import (
     MARK as MARK,
     SHORTEST as SHORTEST,
     holds_secret as holds_secret,
+    may_hold_values as may_hold_values,
     names_secret as names_secret,
     placeholder as placeholder,
     random_looking as random_looking,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -120,6 +120,21 @@ def without_values(text: str) -> str:
     for spelling in found:
         text = escaped_pattern(spelling).sub(MARK, text)
     return MARK if find_encoded(text, values) else text
+
+
+def may_hold_values(texts: Iterable[str]) -> bool:
+    """Return whether `without_values` may change any of some texts; False means that it changes none.
+
+    Paragraphs that texts share, as prompts do, are searched once. Nothing is iterated if no credential is known.
+    """
+    values = _values()
+    if not values:
+        return False
+    whole = list(texts)
+    if any(spelling in text for spelling in _current() for text in whole):
+        return True
+    paragraphs = dict.fromkeys(paragraph for text in whole for paragraph in text.split("\n\n"))
+    return bool(find_encoded("\n\n".join(paragraphs), values))
 
 
 def without_secrets(text: object) -> str:

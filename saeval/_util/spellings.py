@@ -26,11 +26,10 @@ _BACKSLASH = re.compile(
 times as long."""
 _HTML = re.compile(r"&(?:#\d+|#[xX][0-9A-Fa-f]+|[A-Za-z]+);")
 _SHORT = {"t": "\t", "n": "\n", "r": "\r"}
-_RUN = re.compile(
-    r"(?P<hex>(?:[0-9A-Fa-f]{2}[ :-]?){7,}[0-9A-Fa-f]{2})(?![A-Za-z0-9+/_-])"
-    r"|(?P<base>[A-Za-z0-9+/_-]{14,}(?:\r?\n[A-Za-z0-9+/_-]+)*)"
-)
-"""Words that may be hexadecimal, base32 or base64; base64 may span several lines."""
+_HEX = re.compile(rf"{_BYTE}[ :-]?{_BYTE}(?:[ :-]?{_BYTE}){{6,}}(?![A-Za-z0-9+/_-])")
+_BASE = re.compile(r"[A-Za-z0-9+/_-]{14,}(?:\r?\n[A-Za-z0-9+/_-]+)*")
+"""Words that may be base32 or base64, which may span several lines. This pattern and the one of hexadecimal words begin
+with a class of characters, for which the engine can search; one pattern for both takes twice as long."""
 
 
 def find_encoded(text: str, values: Collection[str]) -> list[str]:
@@ -51,7 +50,7 @@ def find_encoded(text: str, values: Collection[str]) -> list[str]:
         for form, value in looked_for.items()
         if form in plain or (" " in form and form.replace("+", " ") in spaced)
     ]
-    return found + [run[0] for run in _RUN.finditer(plain) if any(_holds(d, looked_for) for d in _decoded(run))]
+    return found + [word for word, decoded in _decoded(plain) if _holds(decoded, looked_for)]
 
 
 @lru_cache(maxsize=512)
@@ -77,7 +76,7 @@ def _holds(text: str, values: Collection[str], depth: int = _DEPTH) -> bool:
         return True
     if depth == 0 or len(text) > _LONG:
         return False
-    return any(_holds(d, values, depth - 1) for run in _RUN.finditer(plain) for d in _decoded(run))
+    return any(_holds(decoded, values, depth - 1) for _, decoded in _decoded(plain))
 
 
 # --- escapes ---
@@ -138,14 +137,20 @@ def _character(c: str) -> str:
 # --- encodings ---
 
 
-def _decoded(run: re.Match[str]) -> Iterator[str]:
-    """Yield the decoded word as hexadecimal, base32, and base64 starting at each of its first four characters."""
-    word = "".join(run[0].split())
-    if not any(c.isdigit() or c.isupper() for c in word[1:]):
-        return  # hyphenated prose; this excludes one in a million encoded values of ten characters
-    if run.lastgroup == "hex":
+def _decoded(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the words of a text that may be hexadecimal, base32 or base64, each with what it decodes to."""
+    for run in _HEX.finditer(text):
         with suppress(ValueError):
-            yield _text(bytes.fromhex(re.sub("[ :-]", "", run[0])))
+            yield run[0], _text(bytes.fromhex(re.sub("[ :-]", "", run[0])))
+    for run in _BASE.finditer(text):
+        word = "".join(run[0].split())
+        # Others are hyphenated prose; this excludes one in a million encoded values of ten characters.
+        if any(c.isdigit() or c.isupper() for c in word[1:]):
+            yield from ((run[0], decoded) for decoded in _from_base(word))
+
+
+def _from_base(word: str) -> Iterator[str]:
+    """Yield a word decoded as base32, and as base64 starting at each of its first four characters."""
     with suppress(binascii.Error):
         yield _text(base64.b32decode(word + "=" * (-len(word) % 8)))
     word = word.replace("-", "+").replace("_", "/")

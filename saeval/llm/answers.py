@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from saeval._util import clean, clean_text, without_values
+from saeval._util import clean, clean_text, may_hold_values, without_values
 from saeval.records import FillReply, LogprobReply, Reply, TokenLogprobs
 
 V = TypeVar("V")
@@ -43,8 +43,9 @@ def encodable(value: V) -> tuple[V, str]:
 
 def writable(reply: Reply) -> Reply:
     """Return a reply with text that UTF-8 can encode, and with credentials that the server echoed removed."""
-    reply, text = encodable(reply)
-    if without_values(text) == text:
+    reply = clean(reply)
+    others = (text for t in reply.logprobs or () for text in (t.token, *(other for other, _ in t.top)))
+    if not may_hold_values((reply.text, *others)):
         return reply
     tokens = reply.logprobs and tuple(
         TokenLogprobs(without_values(t.token), tuple((without_values(other), p) for other, p in t.top))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-from saeval._util import LEFT_OUT, clean_text, packed_calls, unpacked_calls, without_values
+from saeval._util import LEFT_OUT, clean_text, may_hold_values, packed_calls, unpacked_calls, without_values
 from saeval.records import FillReply, FillRequest, LogprobReply, LogprobRequest, Reply, Request
 
 _MOST = 64
@@ -99,6 +99,8 @@ def unpack(packed: str, windows: Sequence[Sequence[str]] = (), templates: Sequen
 
 
 def _without_credentials(kept: list[PromptReply]) -> list[PromptReply]:
+    if not may_hold_values(text for entry in kept for text in (entry.prompt, entry.reply)):
+        return kept
     text = json.dumps(kept, ensure_ascii=False)
     clean = without_values(text)
     if clean == text:

@@ -110,7 +110,6 @@ def _paired(cell: Scores, error: float) -> Paired:
     return Paired(
         float(cell.own.mean()),
         error,
-        len(cell.own),
         float(shared.mean()),
         float(cell.floor.mean()),
         len(shared),

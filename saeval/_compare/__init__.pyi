@@ -21,6 +21,7 @@ from saeval._compare.noise import (
     prediction_interval as prediction_interval,
     reliability as reliability,
     score_noise as score_noise,
+    sides_of as sides_of,
     worth_of_more as worth_of_more,
 )
 from saeval._compare.pooled import pooled_mean as pooled_mean, pooled_runs as pooled_runs

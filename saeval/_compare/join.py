@@ -24,13 +24,15 @@ class Entry:
     Attributes:
         run: Its run, reduced to this cell.
         cell: The cell, called `run:cell`.
-        facets: Values to filter, group and distinguish cells by: axes, and facts about the run and the coder.
+        facts: Facts about run, coder and models, which decide whether numbers are comparable.
+        facets: Values to filter, group and distinguish cells by: axes, and the facts whose names no axis has.
         folder: The run directory.
         number: Index of the cell in its run, from 0.
     """
 
     run: RunResult
     cell: CellResult
+    facts: dict[str, str]
     facets: dict[str, str]
     folder: Path
     number: int
@@ -177,15 +179,16 @@ def _run_names(results: Sequence[tuple[Path, RunResult]]) -> list[str]:
 def _entry(name: str, run: RunResult, folder: Path, number: int) -> Entry:
     cell = run.cells[number]
     judges = dict.fromkeys(row.judge for row in cell.scores if row.judge)
-    facets = {
+    facts = {
         "run": name, "cell": cell.cell, "task": run.task, "version": run.task_version,
         "synthetic": "yes" if run.synthetic else "no", "partial": "yes" if run.partial else "no",
         "baseline": cell.baseline or "no", "subject": cell.subject, "corpus": cell.corpus[:8] or "unknown",
         "hookpoint": str(cell.coder.get("hookpoint", "")), "architecture": str(cell.coder.get("architecture", "")),
-        "explainer": cell.explainer, "judge": ", ".join(judges), **cell.axes,
+        "explainer": cell.explainer, "judge": ", ".join(judges),
     }  # fmt: skip
     renamed = cell.model_copy(update={"cell": f"{name}:{cell.cell}"})
-    return Entry(run.model_copy(update={"run_id": name, "cells": [cell]}), renamed, facets, folder, number)
+    one = run.model_copy(update={"run_id": name, "cells": [cell]})
+    return Entry(one, renamed, facts, {**facts, **cell.axes}, folder, number)
 
 
 def _known(facet: str, entries: Any, option: str) -> None:
@@ -225,7 +228,7 @@ def _differences(entries: Sequence[Entry]) -> list[str]:
         corpora: dict[str, set[str]] = {}
         for e in entries:
             if e.cell.subject == subject and e.cell.corpus:
-                corpora.setdefault(e.facets["run"], set()).add(e.facets["corpus"])
+                corpora.setdefault(e.facts["run"], set()).add(e.facts["corpus"])
         if len({frozenset(v) for v in corpora.values()}) > 1:
             values = {", ".join(sorted(v)): [r for r in corpora if corpora[r] == v] for v in corpora.values()}
             found.append(_said(f"corpus of {subject or 'the subject'}", values))
@@ -236,8 +239,8 @@ def _by_value(entries: Sequence[Entry], of: Callable[[Entry], str]) -> dict[str,
     values: dict[str, list[str]] = {}
     for entry in entries:
         runs = values.setdefault(of(entry), [])
-        if entry.facets["run"] not in runs:
-            runs.append(entry.facets["run"])
+        if entry.facts["run"] not in runs:
+            runs.append(entry.facts["run"])
     return values
 
 
@@ -247,11 +250,11 @@ def _said(what: str, values: dict[str, list[str]]) -> str:
 
 def _notes(entries: Sequence[Entry]) -> list[str]:
     found = []
-    unknown = list(dict.fromkeys(e.facets["run"] for e in entries if not e.cell.corpus))
-    if unknown and len({e.facets["run"] for e in entries}) > 1:
+    unknown = list(dict.fromkeys(e.facts["run"] for e in entries if not e.cell.corpus))
+    if unknown and len({e.facts["run"] for e in entries}) > 1:
         found.append(f"The corpus is not recorded in {', '.join(unknown)}; make sure that it is the same.")
     for mark in ("partial", "synthetic"):
-        if marked := list(dict.fromkeys(e.facets["run"] for e in entries if e.facets[mark] == "yes")):
+        if marked := list(dict.fromkeys(e.facts["run"] for e in entries if e.facts[mark] == "yes")):
             found.append(f"{mark.capitalize()}: {', '.join(marked)}.")
     for scorer in dict.fromkeys(row.scorer for e in entries for row in e.cell.scores):
         for what in ("judge", "plugin"):
@@ -266,8 +269,8 @@ def _fact_of_scorer(entry: Entry, scorer: str, what: str) -> str:
     return str(next(getattr(row, what) for row in entry.cell.scores if row.scorer == scorer))
 
 
-def _facet(entry: Entry, name: str) -> str:
-    return entry.facets[name]
+def _fact(entry: Entry, name: str) -> str:
+    return entry.facts[name]
 
 
 def _rank_by(entries: Sequence[Entry], wanted: str | None) -> str:
@@ -288,7 +291,7 @@ def _rank_by(entries: Sequence[Entry], wanted: str | None) -> str:
 
 def _families(contestants: Sequence[Entry], family: str) -> dict[str, list[CellResult]]:
     for what in ("subject", "hookpoint", "corpus", "explainer", "judge"):
-        values = _by_value(contestants, partial(_facet, name=what))
+        values = _by_value(contestants, partial(_fact, name=what))
         if what != family and len(values) > 1:
             raise InputError(
                 f"--match-l0 compares coders that differ only in {family} and L0, but {_said(what, values)}; "

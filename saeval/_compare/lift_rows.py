@@ -121,7 +121,7 @@ def _paired(row: ScoreRow) -> Paired:
     if sample is None or row.value is None:
         raise ValueError(f"{row.scorer}.{row.metric} has no floor")
     error = stats.standard_error(row.value, row.ci95, *row.range)
-    return Paired(row.value, error, row.n, sample.own, sample.value, sample.n, sample.covariance, sample.least_error)
+    return Paired(row.value, error, sample.own, sample.value, sample.n, sample.covariance, sample.least_error)
 
 
 def _with_lift(row: ScoreRow, lifted: Lifted, place: int) -> ScoreRow:

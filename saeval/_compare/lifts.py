@@ -29,7 +29,6 @@ class Paired:
     Attributes:
         own: Mean score over all latents.
         error: Its standard error.
-        n: Number of latents scored.
         shared_own: Mean score over the latents that have a floor.
         floor: Mean floor.
         m: Number of latents that have a floor.
@@ -39,7 +38,6 @@ class Paired:
 
     own: float
     error: float
-    n: int
     shared_own: float
     floor: float
     m: int
@@ -80,14 +78,16 @@ def lifts(cells: Sequence[Paired]) -> Lifts:
 
     own = np.array([c.own for c in cells])
     error = np.array([c.error for c in cells])
-    n, m = (np.array([getattr(c, name) for c in cells], dtype=np.float64) for name in ("n", "m"))
+    m = np.array([c.m for c in cells], dtype=np.float64)
     x_variance, f_variance = _variances(cells)
     r = _correlation(cells)
     both = r * np.sqrt(x_variance * f_variance)
     slope = np.divide(both, x_variance, out=np.zeros_like(both), where=x_variance > 0)
     floor = np.array([c.floor for c in cells]) + slope * (own - np.array([c.shared_own for c in cells]))
-    floor_error2 = f_variance * ((1 - r**2) / m + r**2 / n) + 1e-12
-    carried = both / n / floor_error2  # regression of the score's error on the floor's error
+    # The error of all scores is that of the rows: the variance of the latents judged twice would give parts that do not
+    # add up to it.
+    floor_error2 = f_variance * (1 - r**2) / m + slope**2 * error**2 + 1e-12
+    carried = slope * error**2 / floor_error2  # regression of the score's error on the floor's error
     rest = np.maximum(error**2 - carried**2 * floor_error2, 0.0)
 
     taus, weights = _spread(floor, floor_error2, float(np.sqrt(np.median(f_variance))))

@@ -46,10 +46,23 @@ def score_noise(score: Score) -> ScoreNoise | None:
         return None
     headline = next(iter(score.values), "")
     if headline in ("balanced_accuracy", "accuracy"):
-        right = [(o.active, o.predicted == o.active) for o in judged if o.predicted is not None]
-        sides = [[ok for active, ok in right if active is side] for side in (True, False)]
-        return _of_shares([side for side in sides if side])
+        answered = [o for o in judged if o.predicted is not None]
+        sides = sides_of(answered, balanced=headline == "balanced_accuracy")
+        return _of_shares([[o.predicted == o.active for o in side] for side in sides])
     return _of_ranking(judged, score.values["auroc"]) if headline == "auroc" else None
+
+
+def sides_of(outcomes: Sequence[Outcome], *, balanced: bool) -> list[list[Outcome]]:
+    """Return the groups of windows whose shares a score averages: for balanced accuracy, activating and others.
+
+    Args:
+        outcomes: A latent's windows.
+        balanced: Whether the score is a balanced accuracy; else it is the share of all windows.
+    """
+    groups = [list(outcomes)]
+    if balanced:
+        groups = [[o for o in outcomes if o.active is active] for active in (True, False)]
+    return list(filter(None, groups))
 
 
 def _of_shares(sides: Sequence[Sequence[bool]]) -> ScoreNoise | None:

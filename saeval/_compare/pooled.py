@@ -13,7 +13,17 @@ from saeval._compare import stats
 from saeval._compare.controls import pooled_contrasts
 from saeval._compare.lift_rows import with_lifts
 from saeval._compare.noise import prediction_interval
-from saeval.records import CellResult, Correlation, DecileShares, FloorSample, Ledger, Power, RunResult, ScoreRow
+from saeval.records import (
+    CellResult,
+    Correlation,
+    DecileShares,
+    FloorSample,
+    Ledger,
+    Power,
+    RunResult,
+    ScoreRow,
+    VarianceParts,
+)
 
 Item = TypeVar("Item")
 
@@ -25,8 +35,8 @@ def pooled_runs(results: Sequence[RunResult], run_id: str) -> RunResult:
 
     The interval of a mean combines those of the seeds ("MOVER"). If seeds differ by more than their intervals explain,
     it is widened accordingly (a random effect of the seed, DerSimonian and Laird 1986). Lifts are pooled over the
-    pooled cells. Medians, correlations, powers and reliabilities are averaged over seeds; natural rates and scores
-    corrected for the judge are omitted.
+    pooled cells. Medians, correlations, powers, reliabilities and variance components are averaged over seeds; natural
+    rates and scores corrected for the judge are omitted.
 
     Args:
         results: One per seed, of the same task.
@@ -118,14 +128,18 @@ def _dollars(items: Iterable[Any]) -> float | None:
 
 def _means(mappings: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return the mean of each key over the mappings that have it."""
-    known = {name: [m[name] for m in mappings if name in m] for name in mappings[0]}
-    return {name: mean(values) for name, values in known.items()}
+    found: dict[str, list[float]] = {}
+    for mapping in mappings:
+        for name, value in mapping.items():
+            found.setdefault(name, []).append(value)
+    return {name: mean(values) for name, values in found.items()}
 
 
 def _cell(cells: Sequence[CellResult]) -> CellResult:
     rows = _grouped(_joined(cells, "scores"), attrgetter("scorer", "variant", "metric"))
     deciles = _grouped(_joined(cells, "deciles"), attrgetter("scorer"))
     powers = _grouped(_joined(cells, "powers"), attrgetter("scorer", "variant"))
+    variances = _grouped(_joined(cells, "variance"), attrgetter("scorer"))
     return cells[0].model_copy(
         update={
             "measures": _means([cell.measures for cell in cells]),
@@ -135,6 +149,7 @@ def _cell(cells: Sequence[CellResult]) -> CellResult:
             "correlations": _correlations(_joined(cells, "correlations")),
             "powers": list(map(_power, powers.values())),
             "cautions": list(dict.fromkeys(_joined(cells, "cautions"))),
+            "variance": list(map(_variance, variances.values())),
         }
     )
 
@@ -160,6 +175,7 @@ def _row(rows: Sequence[ScoreRow]) -> ScoreRow:
             "reliability": _mean(rows, "reliability"),
             "explanation_words": _mean(rows, "explanation_words"),
             "usd": _dollars(rows),
+            "off": any(map(attrgetter("off"), rows)),
             **dict.fromkeys(("corrected", "corrected_ci95", "natural")),
         }
     )
@@ -223,6 +239,12 @@ def _correlations(found: Iterable[Correlation]) -> list[Correlation]:
 def _power(powers: Sequence[Power]) -> Power:
     means = {name: _mean(powers, name) for name in ("difference", "power")}
     return powers[0].model_copy(update={"n": sum(p.n for p in powers), **means})
+
+
+def _variance(parts: Sequence[VarianceParts]) -> VarianceParts:
+    means = {name: _mean(parts, name) for name in ("latents", "windows")}
+    noise, shared = (_means([getattr(part, name) for part in parts]) for name in ("noise", "shared"))
+    return parts[0].model_copy(update={"n": sum(p.n for p in parts), **means, "noise": noise, "shared": shared})
 
 
 def _ledger(entries: Sequence[Ledger]) -> list[Ledger]:

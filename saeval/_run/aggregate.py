@@ -332,7 +332,8 @@ def _floors(outcome: CellState, label: str, variant: str, metric: Metric) -> Flo
     """Return the baselines' scores for a cell and metric; None if `variant` is itself a baseline."""
     if variant != MAIN:
         return None
-    scored = {name: outcome.scored.get((label, name)) for name in outcome.cell.alternatives}
+    baselines = [name for name in outcome.cell.alternatives if name not in (AGAIN, *HALVES)]
+    scored = {name: outcome.scored.get((label, name)) for name in baselines}
     values = {name: found.values(metric.name) for name, found in scored.items() if found}
     own = outcome.scored[label, MAIN]
     uninformed = [name for name in outcome.cell.floors if name in values]
@@ -428,7 +429,8 @@ def _halves(outcome: CellState, label: str, metric: str) -> Halves | None:
 
 def _powers(task: Task, outcome: CellState) -> Iterator[Power]:
     """Yield each scorer's power to distinguish the cell's own explanations from those of each informed baseline."""
-    informed = [name for name in outcome.cell.alternatives if name not in (*outcome.cell.floors, *HALVES)]
+    repeated = (AGAIN, *HALVES)
+    informed = [name for name in outcome.cell.alternatives if name not in (*outcome.cell.floors, *repeated)]
     for label, step in outcome.cell.scorers.items():
         metric = step.part.plugin.metrics[0]
         own = outcome.scored.get((label, MAIN), Scored()).values(metric.name)

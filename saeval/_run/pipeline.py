@@ -301,6 +301,7 @@ class Pipeline:
             self._offer(cell, item.variant, item.latent)
         else:
             scored = cell.scored[item.step, item.variant]
+            scored.tried += 1  # not when it is queued: the run may stop before
             scored.take(latent, made if isinstance(made, Score) else Score.model_validate(result))
             scored.spent.add(usage)
         title, failed = work.title(item.step, item.variant), result["status"] == "failed"
@@ -313,10 +314,10 @@ class Pipeline:
         explanation = cell.explanations[variant, latent.index]
         for label in self._scorers(cell, variant, latent.index):
             scored = cell.scored[label, variant]
-            scored.tried += 1
             if explanation.status == "ok":
                 self._queue.add(Item(cell.cell.name, label, variant, latent))
             else:
+                scored.tried += 1
                 failed = explanation.status == "failed"
                 without = Score.failed if failed else Score.skipped
                 scored.take(latent.index, without(f"no explanation: {explanation.reason}"))

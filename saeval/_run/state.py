@@ -10,7 +10,7 @@ from functools import cached_property
 from math import fsum, nan
 from typing import TYPE_CHECKING, Any, Protocol
 
-from saeval._compare import Tally, reliability, score_noise
+from saeval._compare import Tally, reliability, score_noise, sides_of
 from saeval._run.work import Item, Keys
 from saeval.records import Explanation, LatentId, Outcome, Score, Status, Usage
 
@@ -132,11 +132,11 @@ class Scored:
         """Count a latent's windows, and bound its score by judging unanswered windows wrongly or correctly."""
         if score.status == "skipped":
             return
-        sides = [[o for o in score.outcomes if o.active is active] for active in (True, False)]
+        balanced = next(iter(score.values), "balanced_accuracy") != "accuracy"
         self.unasked += not score.outcomes
         self.asked += len(score.outcomes)
         worst, best = [], []
-        for side in filter(None, sides):
+        for side in sides_of(score.outcomes, balanced=balanced):
             answers = [o.predicted == o.active for o in side if o.status == "ok" and o.predicted is not None]
             self.answered += len(answers)
             worst.append(sum(answers) / len(side))
@@ -153,7 +153,7 @@ class Scored:
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """Bounds of the mean balanced accuracy: all unanswered windows judged wrongly, and all judged correctly."""
+        """Bounds of the mean (balanced) accuracy: all unanswered windows judged wrongly, and all judged correctly."""
         if not self.answered:
             return None
         n = len(self._worst)

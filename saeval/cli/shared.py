@@ -204,11 +204,19 @@ def load_all(
     task: str | Mapping[str, Any], assignments: Sequence[str], llms: Sequence[str], registry: Registry
 ) -> tuple[str | None, list[Task]]:
     """Return a group's name and its tasks, or None and the task."""
+    from saeval._util import SpecError
     from saeval.task import find_group
 
     group = find_group(task, registry) if isinstance(task, str) else None
     members: Sequence[str | Mapping[str, Any]] = group.tasks if group else [task]
-    return group.group if group else None, [load(member, assignments, llms, registry) for member in members]
+    tasks = [load(member, assignments, llms, registry) for member in members]
+    by_name: dict[str, str] = {}
+    for member, built in zip(members, tasks, strict=True):
+        if (other := by_name.setdefault(built.name, str(member))) != str(member):
+            raise SpecError(
+                [f"{task}: {other} and {member} are both called {built.name}; change `task:` in one of them"]
+            )
+    return group.group if group else None, tasks
 
 
 def _overrides(assignments: Sequence[str]) -> dict[str, Any]:

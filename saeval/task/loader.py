@@ -278,8 +278,7 @@ class _Builder(PartMaker):
             spec: The spec.
             n: Number of latents.
             others: Names of the other explanations, besides the cell's own.
-            scorers: Dictionary to add scorers to, which score explanations from their half only; the present ones do not
-                score these.
+            scorers: Dictionary to add scorers to, which score explanations from their half only; those in it do not.
             roles: Language models.
         """
         explainers: dict[str, StepPart[Explainer]] = {}

@@ -147,6 +147,17 @@ def test_corpora_are_compared_within_a_subject_only(tmp_path, runs):
     assert join([*runs, other]).differs == ()
 
 
+@pytest.mark.parametrize("axis", ["corpus", "run", "subject", "judge"])
+def test_axes_that_are_called_like_facts_hide_no_difference(tmp_path, axis):
+    one, two = (
+        write(tmp_path / name, contestant(f"{axis}=x", 0.7, corpus=corpus).model_copy(update={"axes": {axis: "x"}}))
+        for name, corpus in (("one", "aaaaaaaa"), ("two", "cccccccc"))
+    )
+    with pytest.raises(InputError, match=r"corpus of .* differs: aaaaaaaa \(one\), cccccccc \(two\)"):
+        join([one, two])
+    assert {e.facets[axis] for e in join([one, two], keep=[f"{axis}=x"], mixed=True).entries.values()} == {"x"}
+
+
 def test_several_corpora_of_one_run_are_its_own_affair(tmp_path):
     run = write(tmp_path / "r", contestant("a", 0.6, corpus="aaaaaaaa"), contestant("b", 0.6, corpus="bbbbbbbb"))
     assert join([run]).differs == ()

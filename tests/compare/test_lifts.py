@@ -23,7 +23,7 @@ from saeval.records.results import split_ranking
 
 def paired(own, floor, n=100, m=50, sd=(0.1, 0.1), r=0.0, shared=None, **changes):
     x, f = sd[0] ** 2, sd[1] ** 2
-    values = {"own": own, "error": sd[0] / n**0.5, "n": n, "shared_own": own if shared is None else shared, "floor": floor,
+    values = {"own": own, "error": sd[0] / n**0.5, "shared_own": own if shared is None else shared, "floor": floor,
               "m": m, "covariance": (x, f, r * sd[0] * sd[1])}  # fmt: skip
     return Paired(**{**values, **changes})
 
@@ -124,17 +124,18 @@ def test_very_likely_spreads_do_not_overflow():
 @pytest.mark.parametrize("tau", [0.02, 0.3])
 def test_lifts_are_the_posterior_of_a_model_of_scores_and_floors_with_shared_errors(tau, monkeypatch):
     monkeypatch.setattr("saeval._compare.lifts._spread", lambda *_: (np.array([tau]), np.ones(1)))
+    latents = (80, 60, 90)
     cells = [
-        paired(0.74, 0.52, n=80, m=40, sd=(0.2, 0.1), r=0.5, shared=0.73),
-        paired(0.66, 0.47, n=60, m=30, sd=(0.2, 0.1), r=0.5, shared=0.67),
-        paired(0.70, 0.60, n=90, m=90, sd=(0.2, 0.1), r=0.5),
+        paired(0.74, 0.52, n=latents[0], m=40, sd=(0.2, 0.1), r=0.5, shared=0.73),
+        paired(0.66, 0.47, n=latents[1], m=30, sd=(0.2, 0.1), r=0.5, shared=0.67),
+        paired(0.70, 0.60, n=latents[2], m=90, sd=(0.2, 0.1), r=0.5),
     ]
     found = lifts(cells)
     # Floors of all latents by double sampling: regression on the scores, which all latents have.
     slope = 0.5 * 0.1 / 0.2
     floors = np.array([c.floor + slope * (c.own - c.shared_own) for c in cells])
-    error2 = np.array([0.1**2 * ((1 - 0.25) / c.m + 0.25 / c.n) for c in cells])
-    shared = [0.5 * 0.2 * 0.1 / c.n for c in cells]
+    error2 = np.array([0.1**2 * ((1 - 0.25) / c.m + 0.25 / n) for c, n in zip(cells, latents, strict=True)])
+    shared = [0.5 * 0.2 * 0.1 / n for n in latents]
     # Unknown: three true scores and three true floors, whose common mean may be anything.
     precision = np.zeros((6, 6))
     precision[3:, 3:] = (np.eye(3) - np.full((3, 3), 1 / 3)) / tau**2
@@ -192,6 +193,23 @@ def test_intervals_of_lifts_cover_the_truth(spread, least):
         found = lifts(cells)
         covered += abs(found.values[0] - 0.2) <= 2.0 * errors(found)[0]
     assert least <= covered / 150 <= 0.995
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.05])
+def test_intervals_of_lifts_cover_the_truth_where_score_and_floor_go_together(noise):
+    rng = derive_rng(1, "lifts cover", str(noise))
+    covered = 0
+    for _ in range(300):
+        cells = []
+        for _ in range(2):
+            easy = rng.normal(0.7, 0.1, 50)  # how easy a latent's windows are, which its score and its floor share
+            own, floor = easy + rng.normal(0, noise, 50), (easy - 0.2 + rng.normal(0, noise, 50))[:25]
+            (x, both), (_, f) = np.cov(own[:25], floor)
+            cells.append(paired(own.mean(), floor.mean(), 50, 25, error=own.std(ddof=1) / 50**0.5,
+                                shared_own=own[:25].mean(), covariance=(x, f, both)))  # fmt: skip
+        found = lifts(cells)
+        covered += abs(found.values[0] - 0.2) <= 2.06 * errors(found)[0]  # of t with 24 degrees of freedom
+    assert 0.925 <= covered / 300 <= 0.985
 
 
 # --- tests
@@ -349,7 +367,7 @@ def test_the_interval_of_a_lift_is_that_of_t_with_as_many_latents_as_the_floor_h
     cells, lifted = with_lifts([cell(str(i), [row]) for i, row in enumerate(rows)])
     (found,) = lifted.values()
     expected = lifts(
-        [Paired(r.value, stats.standard_error(r.value, r.ci95, 0, 1), 40, r.against.own, r.against.value, 9,
+        [Paired(r.value, stats.standard_error(r.value, r.ci95, 0, 1), r.against.own, r.against.value, 9,
                 r.against.covariance, r.against.least_error) for r in rows]
     )  # fmt: skip
     assert found.values == pytest.approx(expected.values) and found.covariance == pytest.approx(expected.covariance)

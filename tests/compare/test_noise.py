@@ -9,6 +9,7 @@ from scipy import stats as scipy_stats
 from saeval._compare import disattenuated, prediction_interval, reliability, score_noise
 from saeval._compare.noise import Halves, components, wilson, worth_of_more
 from saeval._compare.stats import combined_interval, correlated
+from saeval._run.state import Scored
 from saeval.records import Outcome, Score
 
 
@@ -117,6 +118,18 @@ def test_components_of_scores_with_known_parts_are_found():
     assert np.mean([parts.noise["judge"] for parts in found]) ** 0.5 == pytest.approx(0.03, abs=0.002)
     assert np.mean([parts.noise["explainer"] for parts in found]) ** 0.5 == pytest.approx(0.04, abs=0.003)
     assert np.mean([parts.shared["judge"] for parts in found]) == pytest.approx(0.02**2, rel=0.15)
+
+
+def test_accuracy_counts_every_window_alike_and_its_interval_holds_it():
+    windows = [Outcome(example=f"0:{i}", active=i < 20, predicted=True) for i in range(80)]
+    plain, balanced = (
+        score_noise(Score(values={name: 0.0}, outcomes=tuple(windows))) for name in ("accuracy", "balanced_accuracy")
+    )
+    assert plain.variance == pytest.approx(0.25 * 0.75 / 79) and balanced.variance == 0
+    assert plain.interval[0] < 0.25 < plain.interval[1] < 0.4 < balanced.interval[0]
+    scored = Scored()
+    scored.take(0, Score(values={"accuracy": 0.25}, outcomes=tuple(windows)))
+    assert scored.bounds == (0.25, 0.25)
 
 
 def test_halves_of_a_corpus_show_what_its_text_adds_to_windows_judge_and_explainer():

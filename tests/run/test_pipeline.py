@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 import pytest
 import yaml
 from fake_server import fake_server
-from planted_run import spec, truthful
+from planted_run import spec, truthful, truthful_server
 
 import saeval
 from saeval._run import work
@@ -213,3 +213,18 @@ def test_the_list_of_work_names_every_step_of_a_cell_once(tmp_path):
     assert {s.step: len(s.latents) for s in steps if s.variant == "explanation"} == {
         "explain": 6, "detection": 6, "fuzzing": 3
     }  # fmt: skip
+
+
+def test_a_run_that_is_stopped_counts_only_what_it_tried(tmp_path):
+    with truthful_server() as server:
+        server.delay = 0.05
+        task = spec(server, matrix={"documents": [60, 80]}, baselines=["random_explanation"])
+        task["source"] = {"use": "synthetic", "with": {"n_latents": 8, "documents": "${matrix.documents}"}}
+        for role in task["llms"].values():
+            role |= {"usd_per_million_input": 1e4, "usd_per_million_output": 0.0, "concurrency": 2}  # a dollar a call
+        with pytest.raises(saeval.BudgetExceeded):
+            saeval.run({**task, "run": {"max_cost_usd": 30}}, out=tmp_path / "run")
+    rows = [row for cell in saeval.read(tmp_path / "run").cells for row in cell.scores]
+    assert rows and all(row.failed == 0 and row.n == row.tried for row in rows)
+    assert sum(row.n for row in rows) < 2 * 6 * len(rows)
+    assert not any("failed on" in warning for warning in saeval.read(tmp_path / "run").warnings)

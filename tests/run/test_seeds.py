@@ -7,8 +7,9 @@ import pytest
 from click.testing import CliRunner
 
 import saeval
-from saeval._compare import pooled_mean
+from saeval._compare import pooled_mean, pooled_runs
 from saeval.cli.group import main
+from saeval.records import VarianceParts
 from saeval.records.results import read_result
 
 SPEC = {
@@ -71,6 +72,20 @@ def test_the_command_pools_too_and_does_only_what_is_missing(run, tmp_path, monk
     board = CliRunner().invoke(main, ["leaderboard", str(folder)])
     assert board.exit_code == 0 and "detection" in board.output
     assert (folder / "report" / "index.html").exists()
+
+
+def test_what_one_seed_alone_says_is_in_the_pool_whichever_seed_it_is(run):
+    folder, _ = run
+    first, *others = [read_result(folder / f"seed-{seed}") for seed in (3, 4, 5)]
+    cell = first.cells[0]
+    odd = cell.scores[0].model_copy(update={"off": True, "floor": {**cell.scores[0].floor, "late": 0.3}})
+    parts = VarianceParts(scorer="detection", n=4, latents=0.02, windows=0.01, noise={"judge": 0.04}, shared={})
+    changed = {"measures": {**cell.measures, "late": 2.0}, "variance": [parts], "scores": [odd, *cell.scores[1:]]}
+    odd_run = first.model_copy(update={"cells": [cell.model_copy(update=changed)]})
+    for runs in ([odd_run, *others], [*others, odd_run]):
+        (pooled,) = pooled_runs(runs, "pool").cells
+        assert pooled.scores[0].off and pooled.scores[0].floor["late"] == 0.3 and pooled.measures["late"] == 2.0
+        assert [(x.n, x.latents, x.noise) for x in pooled.variance] == [(4, 0.02, {"judge": 0.04})]
 
 
 def test_pooled_intervals_cover_and_grow_where_seeds_differ():

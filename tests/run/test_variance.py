@@ -45,6 +45,19 @@ def test_repeated_scores_are_rows_of_their_own_on_the_latents_asked_for(cell):
     assert "## Where the variance comes from" in cell[1] and "| judge, shared |" in cell[1]
 
 
+def test_an_explainer_that_is_asked_again_is_no_baseline(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    replies = {"explainer": "EXPLANATION: words", "judge": "[1, 0, 1, 0, 1]"}
+    llms = {role: {"model": f"scripted/{role}", "reply": reply} for role, reply in replies.items()}
+    sampler = {"use": "random", "with": {"explain": 5, "score": 5, "non_activating": {"n": 5}}}
+    changed = {"llms": llms, "sampler": sampler, "explainer": "default", "latents": {"n": 20, "min_windows": 12}}
+    spec = {**SPEC, **changed, "baselines": ["top_tokens"], "variance": {"latents": 20, "corpus": True}}
+    (cell,) = saeval.run(spec, out=tmp_path / "run").cells
+    assert ("detection", "again") in {(row.scorer, row.variant) for row in cell.scores}
+    assert {power.variant for power in cell.powers} == {"top_tokens"}
+    assert not {"again", "half_0", "half_1"} & {name for row in cell.scores for name in row.floor}
+
+
 def test_a_judge_that_repeats_itself_has_no_noise(tmp_path, monkeypatch):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
     llms = {"judge": {"model": "oracle/judge", "sensitivity": 0.8}}
@@ -75,7 +88,9 @@ def test_halves_of_the_corpus_share_no_document_and_all_latents_the_same_halves(
 
 def test_scorers_of_a_half_ask_about_the_explanations_from_it_alone(halved):
     judged = {(row["scorer"], row["variant"]) for row in saeval.read(halved[1]).judgements.to_pylist()}
-    assert {pair for pair in judged if "half" in pair[0]} == {(f"detection_{half}", half) for half in ("half_0", "half_1")}
+    assert {pair for pair in judged if "half" in pair[0]} == {
+        (f"detection_{half}", half) for half in ("half_0", "half_1")
+    }
     assert not any(row.failed for row in halved[0].cells[0].scores)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, strategies as st
 
 import saeval
 from saeval import SpecError
+from saeval.cli.group import main
 from saeval.plugin.registry import Registry
 from saeval.task.loader import load_task
 from saeval.task.spec import parse_assignment, plain
@@ -198,3 +200,31 @@ def test_shipped_spec_read_as_an_object_means_the_same():
             ours, theirs = getattr(ours, "part", ours), getattr(theirs, "part", theirs)
             assert ours.plugin.fingerprint() == theirs.plugin.fingerprint()
     assert (read.run, read.rank_by) == (shipped.run, shipped.rank_by)
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("{sea: b}", "the matrix has no axis 'sea', did you mean 'sae'?; it has: sae, layer"),
+        ("{sae: z}", "the axis sae has no 'z'; it has: a, b"),
+        ("{sae: b, layer: 5}", "the axis layer has no '5'; it has: 3, 4"),
+    ],
+)
+def test_an_exclusion_that_excludes_nothing_is_a_mistake_with_its_line(tmp_path, entry, said):
+    text = f"{GOOD}matrix:\n  sae: [{{id: a, path: x/y}}, {{id: b, path: z}}]\n  layer: [3, 4]\nexclude:\n  - {entry}\n"
+    line = text[: text.index("  - {")].count("\n") + 1
+    (found,) = problems(tmp_path, text)
+    assert f"spec.yaml:{line}: " in found and said in found
+
+
+def test_two_tasks_of_a_group_with_one_name_are_refused(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.yaml").write_text(GOOD.replace("detection: {with: {batch: 5}}", "embedding: {}"))
+    (tmp_path / "g.yaml").write_text("saeval: 1\ngroup: g\ntasks: [./a.yaml, ./b.yaml]\n")
+    for command in ("validate", "plan", "run"):
+        done = CliRunner().invoke(main, [command, str(tmp_path / "g.yaml")])
+        assert (
+            done.exit_code == 2
+            and "a.yaml" in done.output
+            and "b.yaml are both called" in " ".join(done.output.split())
+        )

@@ -51,11 +51,11 @@ def joined_page(joined: Joined, group_by: str | None = None, place: Path | None 
         "searches": _searches(entries, pages),
     }  # fmt: skip
     tasks = named(f"{e.run.task} {e.run.task_version}" for e in entries)
-    runs = list(dict.fromkeys(e.facets["run"] for e in entries))
+    runs = list(dict.fromkeys(e.facts["run"] for e in entries))
     context = {
         "tasks": tasks, "cells": len(entries), "runs": runs,
         "subject": named(e.cell.subject for e in entries),
-        "judge": named(e.facets["judge"] for e in entries), "differs": joined.differs,
+        "judge": named(e.facts["judge"] for e in entries), "differs": joined.differs,
         "notes": joined.notes, "board_notes": _notes(joined),
         "version": saeval.__version__, "data": script_json(data), "search": bool(data["searches"]),
     }  # fmt: skip
@@ -64,7 +64,7 @@ def joined_page(joined: Joined, group_by: str | None = None, place: Path | None 
 
 def _latents_page(entry: Entry, place: Path | None) -> str:
     """Return the address of a cell's latents in its run's report, relative to a page; empty if there are none."""
-    name = page_name(entry.number, entry.facets["cell"])
+    name = page_name(entry.number, entry.facts["cell"])
     found = entry.folder / "report" / "latents" / f"{name}.html"
     if place is None or not found.is_file():
         return ""
@@ -79,7 +79,7 @@ def _searches(entries: Sequence[Entry], pages: Sequence[str]) -> list[list[str]]
     found = {}
     for entry, page in zip(entries, pages, strict=True):
         if page and (entry.folder / "report" / "latents" / "search.js").is_file():
-            found[page.rpartition("/")[0] + "/"] = entry.facets["run"]
+            found[page.rpartition("/")[0] + "/"] = entry.facts["run"]
     return [[folder, run] for folder, run in found.items()]
 
 

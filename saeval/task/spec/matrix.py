@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from saeval._util import Located, SpecError
+from saeval._util import Located, SpecError, did_you_mean
 from saeval.task.spec.document import KeyPath, SpecDocument
 
 _SLOT = re.compile(r"\$\{([^}]*)\}")
@@ -28,7 +28,9 @@ def cells_of(document: SpecDocument) -> Iterator[tuple[dict[str, Any], SpecDocum
     excluded = document.data.get("exclude", [])
     if not isinstance(excluded, list) or not all(isinstance(e, dict) and e for e in excluded):
         raise SpecError([f"{document.where(('exclude',))}: should be a list of mappings from axis to id"])
-    problems: list[str] = []
+    problems = [f"{document.where(('exclude', i))}: {x}" for i, e in enumerate(excluded) for x in _unknown(e, matrix)]
+    if problems:
+        raise SpecError(problems)
     template = {k: v for k, v in document.data.items() if k not in ("matrix", "exclude")}
     yielded = False
     for numbers in product(*(range(len(values)) for values in matrix.values())):
@@ -44,6 +46,15 @@ def cells_of(document: SpecDocument) -> Iterator[tuple[dict[str, Any], SpecDocum
         yield axes, SpecDocument(filled, document.places | _moved(template, chosen, (), document))
     if not yielded:
         raise SpecError([f"{document.where(('exclude',))}: excludes all cells of the matrix; remove an entry"])
+
+
+def _unknown(entry: Mapping[str, Any], matrix: Mapping[str, list[Any]]) -> Iterator[str]:
+    """Yield what an entry of `exclude` names that the matrix does not have: it would exclude nothing."""
+    for axis, value in entry.items():
+        if axis not in matrix:
+            yield f"the matrix has no axis {axis!r}{did_you_mean(axis, matrix)}; it has: {', '.join(matrix) or 'none'}"
+        elif str(value) not in (ids := [axis_id(v) for v in matrix[axis]]):
+            yield f"the axis {axis} has no {str(value)!r}{did_you_mean(str(value), ids)}; it has: {', '.join(ids)}"
 
 
 def axis_id(value: Any) -> str:

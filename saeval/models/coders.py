@@ -39,6 +39,10 @@ class HookPoint:
         """The name that specs and results use: the module path, plus `.input` if the input is read."""
         return f"{self.path}.input" if self.site == "in" else self.path
 
+    def as_read(self, activations: Tensor) -> Tensor:
+        """Return activations of the model as a coder reads them here: centred if `center`.  [..., width]"""
+        return activations - activations.mean(dim=-1, keepdim=True) if self.center else activations
+
 
 class Sparse(NamedTuple):
     """Nonzero latent activations of a batch of tokens, in coordinate format.

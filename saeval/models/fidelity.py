@@ -77,7 +77,7 @@ def measure_fidelity(subject: Subject, coder: SparseCoder, store: ActivationStor
         text = torch.from_numpy(np.array(store.mask[some, :longest])).to(ids.device)
 
         def reconstructed(rows: Tensor, text: Tensor = text) -> Tensor:
-            made = _reconstruction(coder, rows)
+            made = _reconstruction(coder, subject.point.as_read(rows.float()))
             return torch.where(text[..., None].to(rows.device), made.to(rows), rows)
 
         def zeroed(rows: Tensor, text: Tensor = text) -> Tensor:
@@ -96,8 +96,8 @@ def measure_fidelity(subject: Subject, coder: SparseCoder, store: ActivationStor
 
 
 def _reconstruction(coder: SparseCoder, rows: Tensor) -> Tensor:
-    """Return the coder's reconstruction of activations.  [contexts, tokens, width] each"""
-    here = rows.float().cpu()  # the coder's weights are on the CPU
+    """Return the coder's reconstruction of activations.  [contexts, tokens, width] float32 each"""
+    here = rows.cpu()  # the coder's weights are on the CPU
     flat = here.flatten(0, 1)
     made = coder.decode(coder.encode(flat if coder.token_wise else here), len(flat))
     if made is None:

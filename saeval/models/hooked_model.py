@@ -86,7 +86,7 @@ class HookedModel(ModuleTree):
             raise self._shape_error(point, seen, contexts, tokens)
         # A copy, since later modules may change it in place.
         activations: Tensor = tensor.flatten(2).to(self.device, torch.float32, copy=True)
-        return activations - activations.mean(dim=-1, keepdim=True) if point.center else activations
+        return point.as_read(activations)
 
     def _shape_error(self, point: HookPoint, seen: str, contexts: int, tokens: int) -> InputError:
         return InputError(
@@ -123,7 +123,8 @@ class HookedModel(ModuleTree):
 
         Args:
             hookpoint: The hookpoint.
-            change: Maps activations [contexts, tokens, width] to an equal shape.
+            change: Maps activations [contexts, tokens, width] to an equal shape. It gets them as the model has them;
+                `hookpoint.as_read` centres them for a coder.
 
         Raises:
             InputError: In the forward pass, if the hookpoint does not have one activation per token.

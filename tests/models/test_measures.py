@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,7 +19,7 @@ from saeval.activations.latent_stats import position_dependence, token_share
 from saeval.models import coders, live
 from saeval.models.fidelity import measure_fidelity
 from saeval.models.screening import Screen
-from saeval.plugin import ActivationStore, ActivationWriter, LinearCoder, LiveModel, Subject, TokenDataset
+from saeval.plugin import ActivationStore, ActivationWriter, HookPoint, LinearCoder, LiveModel, Subject, TokenDataset
 
 
 def coder(scale: float) -> LinearCoder:
@@ -79,6 +80,35 @@ def test_clean_cross_entropy_is_the_model_s_own(subject, store):
             output = subject.live.model(row, labels=row)
             total, count = total + float(output.loss) * (length - 1), count + int(length) - 1
     assert found.clean == pytest.approx(total / count, abs=1e-4)
+
+
+def test_coder_of_centred_activations_reconstructs_centred_ones(tmp_path, store):
+    live = LiveModel.load(str(tiny_model(tmp_path / "model", "gpt2")))
+    with torch.no_grad():
+        live.model.transformer.wpe.weight.add_(1.5)  # gives the stream a mean, which the norms remove
+    keep = 0.5 * torch.eye(D) + torch.linspace(0, 0.3, D)[None]  # its reconstruction depends on the mean
+    point = HookPoint("h.0", center=True)
+    linear = LinearCoder(torch.cat([keep, -keep], dim=1), decoder=torch.cat([torch.eye(D), -torch.eye(D)]))
+    found = measure_fidelity(Subject(live, point), linear, store, 10_000)
+
+    def centred_then_kept(text, module, inputs, output):
+        x = output[0] if isinstance(output, tuple) else output
+        made = torch.where(text[None, :, None], (x - x.mean(dim=-1, keepdim=True)) @ keep, x)
+        return (made, *output[1:]) if isinstance(output, tuple) else made
+
+    total, count = 0.0, 0
+    for ids, length, mask in zip(store.tokens, store.lengths, store.mask, strict=True):
+        row = torch.from_numpy(ids[:length].astype(np.int64))[None]
+        hook = live.model.transformer.h[0].register_forward_hook(
+            partial(centred_then_kept, torch.from_numpy(np.array(mask[:length])))
+        )
+        with torch.inference_mode():
+            total += float(live.model(row, labels=row).loss) * (length - 1)
+        hook.remove()
+        count += int(length) - 1
+    assert found.spliced == pytest.approx(total / count, abs=1e-4)
+    uncentred = measure_fidelity(Subject(live, HookPoint("h.0")), linear, store, 10_000)
+    assert abs(uncentred.spliced - found.spliced) > 0.01
 
 
 def test_part_of_the_corpus_is_spread_over_it(subject, store):

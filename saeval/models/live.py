@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import sys
 from collections import deque
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 _POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings", "position_embedding", "positions_embed")
+
+_HASHED = (".json", ".jinja", ".tiktoken")
+_WEIGHTS = (".safetensors", ".bin", ".gguf", ".model", ".txt")
 
 _LOADED: WeakValueDictionary[tuple[str, ...], LiveModel] = WeakValueDictionary()
 _RECENT: deque[LiveModel] = deque(maxlen=2)  # keeps the last models loaded while unused
@@ -79,7 +83,8 @@ class LiveModel(GeneratingModel):
         """Return a model; the same object for the same arguments while it is in use.
 
         Args:
-            name: Hub id, model directory, `.gguf` file, or `package:NAME` of a packaged model.
+            name: Hub id, model directory, `.gguf` file, or `package:NAME` of a packaged model. If its files changed
+                since it was loaded, they are read again.
             revision: Revision of the hub id.
             device: Torch device; `auto` for CUDA if available, `balanced` to distribute the model over all GPUs.
             dtype: Precision; `auto` for bfloat16 on CUDA and float32 elsewhere. Avoid float16: the residual stream of
@@ -94,7 +99,10 @@ class LiveModel(GeneratingModel):
         import torch
 
         device, precision = resolved(device, dtype)
-        key = (name, revision or "", device, precision, randomise or "", str(randomise_seed if randomise else 0))
+        check_model(name)
+        files = json.dumps(cls.fingerprint(name, revision))  # a folder may be overwritten while its model is in memory
+        seed = str(randomise_seed if randomise else 0)
+        key = (name, revision or "", files, device, precision, randomise or "", seed)
         with LOADING:
             live = _LOADED.get(key)
             if live is None and _ONLY_LOADED.get():
@@ -127,32 +135,39 @@ class LiveModel(GeneratingModel):
     def fingerprint(name: str, revision: str | None = None) -> JsonValue:
         """Return everything that a model's activations depend on, independent of its location.
 
-        Configuration files are hashed; weights are identified by size and modification time, since hashing them takes
-        as long as loading them; a hub id by name and revision.
+        Configuration, chat templates and tiktoken vocabularies are hashed; weights are identified by size and
+        modification time, since hashing them takes as long as loading them; a hub id by name and revision.
         """
         if name.startswith(PREFIX):
             return find_asset(name).sha256
         path = local_model(name)
         if path is None:
             return [name, revision]
-        files = sorted(path.glob("*.*")) if path.is_dir() else [path]
-        return [
-            [f.name, file_sha256(f) if f.suffix == ".json" else [f.stat().st_size, f.stat().st_mtime_ns]]
-            for f in files
-            if f.suffix in (".json", ".safetensors", ".bin", ".gguf", ".model", ".txt")
-        ]
+        folder, files = path.parent, [path]
+        if path.is_dir():
+            folder = path
+            files = [*sorted(path.glob("*.*")), *sorted(path.glob("additional_chat_templates/*.jinja"))]
+        found: list[JsonValue] = []
+        for file in files:
+            inside = file.relative_to(folder).as_posix()
+            if file.suffix in _HASHED:
+                found.append([inside, file_sha256(file)])
+            elif file.suffix in _WEIGHTS:
+                found.append([inside, [file.stat().st_size, file.stat().st_mtime_ns]])
+        return found
 
     @cached_property
     def positions(self) -> int | None:
         """Maximum tokens per context if positions are looked up in a table; None without such a limit."""
         import torch
 
+        text = self.model.get_decoder()  # a vision tower has positions of its own
         tables = [
             module.num_embeddings - int(getattr(module, "offset", 0))
-            for path, module in self.model.named_modules()
+            for path, module in text.named_modules()
             if path.rpartition(".")[2] in _POSITION_TABLES and isinstance(module, torch.nn.Embedding)
         ]
-        tables += [len(b) for path, b in self.model.named_buffers() if path.endswith(".embed_positions")]
+        tables += [len(b) for path, b in text.named_buffers() if path.rpartition(".")[2] == "embed_positions"]
         return min(tables, default=None)
 
     @cached_property

@@ -16,6 +16,8 @@ _BEFORE_MLP = (
     "pre_feedforward_layernorm", "ln_2", "ln2", "norm_2", "pre_ff_layernorm", "feedforward_layernorm", "ffn_norm",
     "norm_ffn", "channel_pre_norm",
 )  # fmt: skip
+_NUMBERED = ("ln_2", "ln2", "norm_2")
+"""Names of norms that do not say whether they come before the MLP."""
 _ADD_INSIDE = {"bloom": ("hook_attn_out", "hook_mlp_out"), "mpt": ("hook_mlp_out",)}
 """Hooks without a matching module, because the module returns its output added to the stream; by model type."""
 _HOOKS = (
@@ -89,6 +91,8 @@ def _place(tree: ModuleTree, block: str, hook: str) -> tuple[str | None, Literal
         return block, "out"
     if hook in ("hook_resid_mid", "hook_mlp_in") and not getattr(tree.model.config, "use_parallel_residual", False):
         before_mlp = first(*_BEFORE_MLP)
+        if before_mlp and _normalises_after_mlp(tree, block, before_mlp, parts.mlp):
+            before_mlp = parts.mlp
         if first("post_feedforward_layernorm"):
             before_mlp = before_mlp or parts.mlp
         return before_mlp or first("post_attention_layernorm"), "in"
@@ -104,3 +108,14 @@ def _place(tree: ModuleTree, block: str, hook: str) -> tuple[str | None, Literal
     if hook == "mlp.hook_in":
         return parts.mlp, "in"
     return None, "out"
+
+
+def _normalises_after_mlp(tree: ModuleTree, block: str, norm: str, mlp: str | None) -> bool:
+    """Return whether a block's second numbered norm normalises the sum with the MLP's output, as in GPT-1.
+
+    Such a block begins with attention and defines each norm after the module whose output it normalises.
+    """
+    if mlp is None or norm.rpartition(".")[2] not in _NUMBERED:
+        return False
+    children = [f"{block}.{name}" for name, _ in tree.module(block).named_children()]
+    return children.index(norm) > children.index(mlp)

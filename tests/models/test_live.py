@@ -269,6 +269,55 @@ def test_fingerprints_follow_content_and_not_place(broken, tmp_path):
     assert LiveModel.fingerprint("a/b", "main") == ["a/b", "main"]
 
 
+def test_fingerprint_follows_chat_templates_and_is_as_before_without_them(broken):
+    before = LiveModel.fingerprint(str(broken))
+    assert [name for name, _ in before] == sorted(
+        f.name for f in broken.iterdir() if f.suffix in (".json", ".safetensors")
+    )
+    more = broken / "additional_chat_templates"
+    more.mkdir()
+    seen = [before]
+    for file in (broken / "chat_template.jinja", more / "tools.jinja", broken / "vocabulary.tiktoken"):
+        for text in ("one", "two"):
+            file.write_text(text)
+            seen.append(LiveModel.fingerprint(str(broken)))
+    assert len({json.dumps(found) for found in seen}) == len(seen)
+
+
+def test_model_whose_files_were_overwritten_is_read_again(tmp_path):
+    folder = tiny_model(tmp_path / "model", "gpt2", seed=1)
+    first = LiveModel.load(str(folder))
+    assert LiveModel.load(str(folder)) is first
+    tiny_model(folder, "gpt2", seed=2)
+    second = LiveModel.load(str(folder))
+    assert not torch.equal(logits(first), logits(second))
+
+
+def test_middle_of_a_block_that_normalises_sums_is_what_its_mlp_reads(tmp_path):
+    import transformers
+
+    torch.manual_seed(3)
+    config = transformers.AutoConfig.for_model(
+        "openai-gpt", vocab_size=300, n_embd=D, n_layer=3, n_head=2, n_positions=32
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    live = LiveModel("gpt1", model, tiny_tokenizer())
+    read = []
+    hook = model.transformer.h[2].mlp.register_forward_hook(lambda module, inputs, output: read.append(inputs[0]))
+    with torch.inference_mode():
+        model(TOKENS)
+    hook.remove()
+    for name in ("blocks.2.hook_resid_mid", "blocks.2.hook_mlp_in"):
+        point = live.hookpoint(name)
+        assert torch.equal(live.capture(TOKENS, [point])[point], read[0])
+
+
+def test_positions_of_a_vision_tower_do_not_limit_the_text(tmp_path):
+    live = LiveModel.load(str(tiny_model(tmp_path / "sees", "gemma3")))
+    assert live.positions is None
+    live.check_contexts(100)
+
+
 # --- GGUF ---
 
 

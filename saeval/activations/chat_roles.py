@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from saeval._util import InputError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 Span = tuple[int, int]
 """Start and end (exclusive) of a span, in characters."""
 _BEGIN, _END = "\ufdd0", "\ufdd1"  # noncharacters, which text does not contain (Unicode 23.7)
+_TURN = re.compile(f"{_BEGIN}([^{_BEGIN}{_END}]*){_END}")
 
 
 class RoleMarks:
@@ -39,7 +41,7 @@ class RoleMarks:
 
         def write(turns: Sequence[Mapping[str, str]]) -> str:
             self.seen |= {turn["role"] for turn in turns}
-            return template([self._marked(turn) for turn in turns])
+            return _paired(template([self._marked(turn) for turn in turns]))
 
         return write
 
@@ -63,12 +65,29 @@ class RoleMarks:
             length += len(plain[-1])
         return "".join(plain), spans
 
+    @staticmethod
+    def carried(pieces: Iterable[str]) -> Iterator[str]:
+        """Yield the pieces of one text with markers around each part of a turn that was cut."""
+        inside = False
+        for piece in pieces:
+            marked = _BEGIN + piece if inside else piece
+            inside = marked.rfind(_BEGIN) > marked.rfind(_END)
+            yield marked + _END if inside else marked
+
     def none_found(self) -> InputError:
         """Return the error for a corpus without any turn of the roles."""
         seen = ", ".join(sorted(self.seen)) or "no conversation"
         return InputError(
             f"corpus.roles: no text of {', '.join(sorted(self._roles))} was found; the corpus has: {seen}"
         )
+
+
+def _paired(text: str) -> str:
+    """Remove the markers that lack the other one of their pair, so that they are not carried into the next turn."""
+    pieces = _TURN.split(text)
+    pieces[::2] = map(_unmarked, pieces[::2])
+    pieces[1::2] = [f"{_BEGIN}{turn}{_END}" for turn in pieces[1::2]]
+    return "".join(pieces)
 
 
 def _unmarked(text: str) -> str:

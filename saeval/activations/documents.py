@@ -11,7 +11,7 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -154,7 +154,12 @@ def _undamaged(file: Path, content: Iterator[T]) -> Iterator[T]:
         raise InputError(f"corpus {file}: is damaged or cut off ({error}); copy it again") from None
 
 
-def divided(documents: Iterable[Document], how: str | None, notes: Notes) -> Iterator[Document]:
+def divided(
+    documents: Iterable[Document],
+    how: str | None,
+    notes: Notes,
+    carried: Callable[[Iterable[str]], Iterable[str]] = iter,
+) -> Iterator[Document]:
     """Divide texts into documents.
 
     Args:
@@ -162,25 +167,26 @@ def divided(documents: Iterable[Document], how: str | None, notes: Notes) -> Ite
         how: `paragraphs` (separated by a blank line), `lines`, or `none`. By default texts are not divided, except
             that a single text is divided into parts of at least 2,000 characters, at ends of paragraphs if possible.
         notes: Records the number of parts.
+        carried: Marks the pieces of one text, if it was marked in a way that division breaks.
     """
     if how in ("paragraphs", "lines"):
         pattern = r"\n[ \t\r]*\n\s*" if how == "paragraphs" else r"[\r\n]+"
         for name, text in documents:
             pieces = [piece for piece in re.split(pattern, text) if piece.strip()]
-            yield from _numbered(name, pieces)
+            yield from _numbered(name, carried(pieces))
         return
     left = iter(documents)
     first, second = next(left, None), next(left, None)
     if first is not None and second is None and how is None:
         pieces = list(_parts(first[1]))
         notes.parts = len(pieces) if len(pieces) > 1 else 0
-        yield from _numbered(first[0], pieces) if notes.parts else [first]
+        yield from _numbered(first[0], carried(pieces)) if notes.parts else [first]
         return
     yield from (document for document in (first, second) if document is not None)
     yield from left
 
 
-def _numbered(name: str, pieces: Sequence[str]) -> Iterator[Document]:
+def _numbered(name: str, pieces: Iterable[str]) -> Iterator[Document]:
     return ((f"{name}#{number}", piece) for number, piece in enumerate(pieces, 1))
 
 

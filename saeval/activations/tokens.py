@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 CONTEXT = 256
 """Default text tokens per context, if neither a spec nor a coder's files state it."""
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a byte token of SentencePiece
+_WORD_END = re.compile(r'BPEDecoder\(suffix="(.+?)"\)')  # GPT-1's decoder: the suffix ends a word
 _VERSION = 2  # increase it if the same options give different tokens
+_ROLES_VERSION = 2  # increase it if the same roles count different tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,6 +185,8 @@ class Corpus(Documented):
         unset = {name for name in ("dedup", "roles") if getattr(self, name) is None}
         options = self.model_dump(mode="json", exclude={*unset, "path"} if self.path else unset)
         options |= {"context": self.length, "bos": True if self.bos is None else self.bos, "version": _VERSION}
+        if self.roles is not None:
+            options["roles_version"] = _ROLES_VERSION
         if self.local is None:
             return options
         return {**options, "sha256": content_hash(*map(file_sha256, corpus_files(self.local, self._dataset_split)))}
@@ -203,7 +207,8 @@ class Corpus(Documented):
         notes = notes or Notes()
         how = self.split if self.split in DIVISIONS else None
         repeated = Duplicates(self.dedup) if self.dedup else None
-        for name, text in divided(self._read(template, notes, keep), how, notes):
+        carried = RoleMarks.carried if self.roles is not None else iter
+        for name, text in divided(self._read(template, notes, keep), how, notes, carried):
             notes.documents += 1
             if repeated is not None and not repeated.is_new(text):
                 notes.duplicates += 1
@@ -462,8 +467,9 @@ def token_bytes(tokenizer: Any, ids: Sequence[int]) -> dict[int, bytes]:
     tokens.
 
     Args:
-        tokenizer: A transformers tokenizer: byte-level BPE, SentencePiece-like, or WordPiece; with any other kind,
-            tokens are decoded one by one.
+        tokenizer: A transformers tokenizer: byte-level BPE, SentencePiece-like, WordPiece, BPE that marks ends of
+            words, or one that splits text at white space and has no decoder (its tokens are separated by spaces); with
+            any other kind, tokens are decoded one by one.
         ids: Token ids.
     """
     names = tokenizer.convert_ids_to_tokens(list(ids))
@@ -484,7 +490,29 @@ def token_bytes(tokenizer: Any, ids: Sequence[int]) -> dict[int, bytes]:
         }
     if any(name.startswith("▁") for name in names) or "▁" in decoder:
         return {i: _sentencepiece_bytes(name) for i, name in zip(ids, names, strict=True)}
+    if end := _WORD_END.search(decoder):
+        return {i: name.replace(end[1], " ").encode() for i, name in zip(ids, names, strict=True)}
+    if backend is not None and _loses_spaces(backend):
+        return {i: _word_bytes(backend.model, name) for i, name in zip(ids, names, strict=True)}
     return {i: tokenizer.decode([i]).encode() for i in ids}
+
+
+def _loses_spaces(backend: Any) -> bool:
+    """Return whether a fast tokenizer splits text at white space, drops it, and has no decoder to restore it."""
+    splitter = backend.pre_tokenizer
+    if splitter is None or backend.decoder is not None:
+        return False
+    return "".join(piece for piece, _ in splitter.pre_tokenize_str("a b")) == "ab"
+
+
+def _word_bytes(model: Any, name: str) -> bytes:
+    """Return a token with the space between words, where the tokenizer's model marks words; else before each token."""
+    end, inner = getattr(model, "end_of_word_suffix", None), getattr(model, "continuing_subword_prefix", None)
+    if end:
+        return name.replace(end, " ").encode()
+    if inner and name.startswith(inner):
+        return name.removeprefix(inner).encode()
+    return f" {name}".encode()
 
 
 def _sentencepiece_bytes(name: str) -> bytes:

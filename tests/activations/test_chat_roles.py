@@ -65,6 +65,29 @@ def test_roles_that_do_not_occur_are_refused_with_those_that_do(tmp_path, chat):
         made.tokenize(chat)
 
 
+@pytest.mark.parametrize("split", ["paragraphs", "lines"])
+def test_turn_of_several_paragraphs_counts_in_each_of_its_documents(tmp_path, chat, split):
+    talk = [("user", "who is\n\nthere?"), ("assistant", "the ship\n\na grey sea\n\npeace"), ("user", "good")]
+    data = corpus(tmp_path / "a.jsonl", talk, talk, roles=["assistant"], split=split).tokenize(chat)
+    assert counted(data, chat) == ["the ship", "a grey sea", "peace"] * 2
+
+
+def test_long_turn_counts_in_every_part_of_a_single_conversation(tmp_path, chat):
+    talk = [("user", "go on"), ("assistant", "the grey sea and two dogs. " * 60), ("user", "good, enough of it. " * 30)]
+    made = corpus(tmp_path / "a.jsonl", talk, roles=["assistant"])
+    data, whole = made.tokenize(chat), made.model_copy(update={"split": "none"}).tokenize(chat)
+    assert len(data.document_names) > 3
+    assert "".join(counted(data, chat)) == "".join(counted(whole, chat)) == ("the grey sea and two dogs. " * 60).strip()
+
+
+def test_mark_without_its_partner_is_not_carried_into_the_next_paragraph(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content.split(' CUT')[0] }}\n\n{% endfor %}"
+    talk = [("assistant", "peace CUT and plenty"), ("user", "at home"), ("assistant", "our aims")]
+    data = corpus(tmp_path / "a.jsonl", talk, talk, roles=["assistant"], split="paragraphs").tokenize(tokenizer)
+    assert counted(data, tokenizer) == ["our aims"] * 2
+
+
 def test_marks_in_the_text_itself_are_removed():
     marks = RoleMarks(["assistant"])
     write = marks.marking(lambda turns: "|".join(turn["content"] for turn in turns))

@@ -62,6 +62,55 @@ def test_joined_token_strings_are_the_text(tokenizer, text):
     )
 
 
+def split_at_spaces(model, trainer, decoder=None, pre_tokenizer="Whitespace"):
+    from tokenizers import Tokenizer, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(model)
+    if pre_tokenizer:
+        tokenizer.pre_tokenizer = getattr(pre_tokenizers, pre_tokenizer)()
+    if decoder:
+        tokenizer.decoder = decoder
+    tokenizer.train_from_iterator([SENTENCE], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+def shown(tokenizer, text):
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    pieces = token_bytes(tokenizer, ids)
+    return "".join(token_strings(pieces[i] for i in ids))
+
+
+@pytest.mark.parametrize("pre_tokenizer", ["Whitespace", "WhitespaceSplit", "BertPreTokenizer"])
+def test_tokens_that_are_whole_words_are_shown_with_spaces_between_them(pre_tokenizer):
+    from tokenizers import models, trainers
+
+    trainer = trainers.WordLevelTrainer(special_tokens=["<unk>"], show_progress=False)
+    words = split_at_spaces(models.WordLevel(unk_token="<unk>"), trainer, pre_tokenizer=pre_tokenizer)
+    assert shown(words, "a ship  sails\nfar") == " a ship sails far"
+
+
+@pytest.mark.parametrize("decoded", [True, False])
+def test_tokens_that_mark_the_end_of_a_word_are_shown_with_a_space_after_it(decoded):
+    from tokenizers import decoders, models, trainers
+
+    trainer = trainers.BpeTrainer(
+        vocab_size=45, special_tokens=["<unk>"], end_of_word_suffix="</w>", show_progress=False
+    )
+    model = models.BPE(unk_token="<unk>", end_of_word_suffix="</w>")
+    gpt1 = split_at_spaces(model, trainer, decoders.BPEDecoder("</w>") if decoded else None)
+    assert len(gpt1.tokenize("a ship sails")) > 3  # words of several tokens
+    assert shown(gpt1, "a ship  sails\nfar") == "a ship sails far "
+
+
+def test_characters_without_pre_tokenizer_are_shown_as_they_are():
+    from tokenizers import models, trainers
+
+    trainer = trainers.BpeTrainer(vocab_size=30, special_tokens=["<unk>"], show_progress=False)
+    characters = split_at_spaces(models.BPE(unk_token="<unk>"), trainer, pre_tokenizer=None)
+    assert shown(characters, "a ship  sails far") == "a ship  sails far"
+
+
 def test_character_over_several_tokens_belongs_to_the_one_that_completes_it():
     assert token_strings([b"a\xf0\x9f", b"\x90", b"\x8b!"]) == ("a", "", "🐋!")
     assert token_strings([b"\x8b!", b"\xf0"]) == ("\ufffd!", "\ufffd")

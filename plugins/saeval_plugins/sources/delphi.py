@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field, JsonValue
 
-from saeval.plugin import ActivationSource, InputError, ModelRef, SpecPath, TokenDataset, file_sha256, token_bytes
+from saeval.plugin import (
+    ActivationSource,
+    InputError,
+    ModelRef,
+    SpecPath,
+    TokenDataset,
+    file_sha256,
+    special_ids,
+    token_bytes,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -174,8 +183,8 @@ class DelphiSource(ActivationSource):
                 f"tokenizer {self.tokenizer}: has {len(tokenizer)} tokens, but token {int(used[-1])} occurs; "
                 "set `tokenizer` to the subject model's"
             )
-        special = [i for i in tokenizer.all_special_ids if i is not None]
-        mask = ~np.isin(tokens, special)
+        special = special_ids(tokenizer)
+        mask = ~np.isin(tokens, sorted(special))
         ordinary = [int(i) for i in used if int(i) not in special]
         vocabulary = {**dict.fromkeys(map(int, used), b""), **token_bytes(tokenizer, ordinary)}
         rows = len(tokens)

@@ -176,6 +176,23 @@ def test_delphi_latents_become_the_same_activations(tmp_path, monkeypatch):
     assert collected(delphi(folder, n_latents=20), tmp_path / "wide").n_latents == 20
 
 
+def test_delphi_activations_on_special_tokens_without_a_slot_are_not_counted(tmp_path):
+    from tokenizers import AddedToken
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.add_special_tokens([AddedToken("<|turn|>", special=True)])
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    turn = len(tokenizer) - 1
+
+    def with_turns(shards):
+        for shard in shards.values():
+            shard["tokens"][:, 5] = turn
+
+    store = collected(delphi(delphi_cache(tmp_path, tmp_path / "tokenizer", change=with_turns)), tmp_path / "store")
+    assert not store.mask[:, 5].any() and store.mask[:, 1:5].all() and store.mask[:, 6:].all()
+    assert all((store.activations(latent)[0] % 32 != 5).all() for latent in range(8))
+
+
 def test_delphi_cache_that_lost_its_tokens_in_one_shard_is_read_from_another(tmp_path):
     folder = delphi_cache(tmp_path, tokenizer_in(tmp_path), change=lambda s: s["0_3"].pop("tokens"))
     assert collected(delphi(folder), tmp_path / "store").n_latents == 8

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from saeval.plugin import LLMError
+
+_LINE_END = re.compile(r"\r\n|\r|\n")  # those of the format; JSON strings may contain others, such as U+2028
 
 
 def body_from_stream(model: str, stream: bytes) -> dict[str, Any]:
@@ -24,7 +27,7 @@ def body_from_stream(model: str, stream: bytes) -> dict[str, Any]:
 
 
 def _events(text: str) -> Iterator[Mapping[str, Any]]:
-    for line in text.splitlines():
+    for line in _LINE_END.split(text):
         field, _, data = line.partition(":")
         if field.strip() == "data" and (data := data.strip()) and data != "[DONE]":
             event = json.loads(data)
@@ -34,6 +37,7 @@ def _events(text: str) -> Iterator[Mapping[str, Any]]:
 
 def _merged(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     text: dict[str, str] = {}
+    contents: list[Any] = []
     choice: dict[str, Any] = {"index": 0, "finish_reason": None}
     logprobs: list[Any] = []
     body: dict[str, Any] = {}
@@ -43,13 +47,23 @@ def _merged(events: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             if part.get("index", 0) != 0:
                 continue
             for key, value in (part.get("delta") or part.get("message") or {}).items():
+                if key == "content":
+                    contents += value if isinstance(value, list) else [value]
+                    continue
                 text[key] = text.get(key, "") + _plain(value) if key != "role" else "assistant"
             choice["finish_reason"] = part.get("finish_reason") or choice["finish_reason"]
             choice |= {"error": part["error"]} if part.get("error") else {}
             logprobs += (part.get("logprobs") or {}).get("content") or []
     if logprobs:
         choice["logprobs"] = {"content": logprobs}
-    return {**body, "choices": [{**choice, "message": text}]}
+    return {**body, "choices": [{**choice, "message": {**text, "content": _joined(contents)}}]}
+
+
+def _joined(contents: list[Any]) -> str | list[Any]:
+    """Return the pieces of the content as one text; as a list of parts if any is a part, which may be reasoning."""
+    if any(isinstance(piece, Mapping) for piece in contents):
+        return contents
+    return "".join(piece for piece in contents if isinstance(piece, str))
 
 
 def _plain(value: object) -> str:

@@ -83,7 +83,8 @@ class Gateway(LanguageModel):
         refresh_environment()
         self._leased = settings.cache and not llm.batches
         self._caller = Caller(role, llm, model, settings, budget, self._lease, tell)
-        self._tell, self._said_free = tell, False
+        self._tell = tell
+        self._said: set[str] = set()
 
     @property
     def can_score(self) -> bool:
@@ -99,12 +100,19 @@ class Gateway(LanguageModel):
         """
         filled = self._filled(request)
         answer = await self._answer("complete", filled, self._llm.complete, Reply, self._roomier(request, filled))
-        if filled.schema is not None and not (self._llm.follows_schemas or self._said_free):
-            self._said_free = True
-            text = f"{self._role}: the server of {self._model} rejects JSON schemas, so `structured` has no effect"
+        if filled.schema is not None and not self._llm.follows_schemas:
+            self._say_once("rejects JSON schemas, so `structured` has no effect")
+        if self._llm.merges_system_turn and any(message.role == "system" for message in filled.messages):
+            self._say_once("rejects system turns, so their text is sent at the start of the first user turn")
+        return readable(answer)
+
+    def _say_once(self, what: str) -> None:
+        """Report how the server limits the requests of this role."""
+        if what not in self._said:
+            self._said.add(what)
+            text = f"{self._role}: the server of {self._model} {what}"
             log.warning(text)
             self._tell(text)
-        return readable(answer)
 
     def _filled(self, request: Request) -> Request:
         """Return a request with the role's settings filled in."""

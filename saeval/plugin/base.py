@@ -416,6 +416,11 @@ class LLM(Plugin, LanguageModel):
         not bounded."""
         return False
 
+    @property
+    def merges_system_turn(self) -> bool:
+        """Whether the server refused a system turn, so that its text is sent in the first user turn."""
+        return False
+
     def waiting_for(self) -> str:
         """Say in a few words what the calls under way wait for; nothing if there is nothing to tell."""
         return ""

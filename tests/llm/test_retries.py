@@ -6,11 +6,13 @@ import time
 from collections import Counter
 
 import pytest
-from fake_server import error
+from fake_server import error, fake_server
+from gateways import ask, direct, gateway, through_litellm
 from planted_run import spec, truthful_server
 from saeval_plugins.llms.retry_after import wait_asked_for
 
 import saeval
+from saeval.plugin import Request
 
 SMALL = {"latents": {"n": 2, "min_windows": 20}, "baselines": [], "scorers": {"detection": {}}}
 
@@ -34,6 +36,65 @@ def test_dates_and_times_since_1970_are_waits():
     assert 8 < wait_asked_for({"x-ratelimit-reset": str(time.time() + 10)}) <= 10
     assert wait_asked_for({"anthropic-ratelimit-requests-reset": "2099-01-01T00:00:00Z"}) > 1e9
     assert wait_asked_for({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+
+
+USUAL = {
+    "x-ratelimit-limit-requests": "14400", "x-ratelimit-remaining-requests": "13000", "x-ratelimit-reset-requests": "2h20m0s",
+    "x-ratelimit-remaining-tokens": "17000", "x-ratelimit-reset-tokens": "12ms",
+}  # fmt: skip
+"""Headers of every reply of some servers."""
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "seconds"),
+    [
+        (500, USUAL, None), (502, {"ratelimit-reset": "60", "ratelimit-remaining": "4"}, None), (503, USUAL, None),
+        (529, {"anthropic-ratelimit-tokens-reset": "40s"}, None), (None, USUAL, None), (400, {"x-ratelimit-reset": "7"}, None),
+        (429, {"x-ratelimit-reset-requests": "7s"}, 7), (500, {**USUAL, "x-ratelimit-remaining-tokens": "0"}, 0.012),
+        (503, {"ratelimit-reset": "60", "ratelimit-remaining": "0"}, 60), (500, {**USUAL, "Retry-After": "3"}, 3),
+        (503, {"x-ratelimit-remaining": "0", "x-ratelimit-reset-tokens": "9s"}, 9),
+        (500, {"x-ratelimit-remaining": "0", "x-ratelimit-reset-tokens": "9s"}, None),
+        (500, {"x-ratelimit-remaining": "-1", "x-ratelimit-reset": "9"}, None),
+        (429, {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "9", "x-ratelimit-reset-tokens": "1h"}, 9),
+    ],
+)  # fmt: skip
+def test_reset_of_a_limit_is_a_wait_only_where_the_limit_can_be_the_reason(status, headers, seconds):
+    assert wait_asked_for(headers, "", status) == seconds
+
+
+def test_date_beyond_all_calendars_is_no_wait():
+    assert wait_asked_for({"Retry-After": "Mon, 1 Jan 99999999999 00:00:00 GMT"}) is None
+
+
+@pytest.mark.parametrize("client", [direct, pytest.param(through_litellm, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("reset", ["2h20m0s", "8ms"])
+@pytest.mark.parametrize("status", [500, 502])
+def test_server_error_with_the_usual_headers_is_retried_as_one_without(tmp_path, monkeypatch, client, reset, status):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
+    monkeypatch.setattr("saeval.llm.retries._FIRST_WAIT", 0.01)
+    fault = error(status, "The server had an error", headers={**USUAL, "x-ratelimit-reset-requests": reset})
+    with fake_server("fine") as server:
+        gate = gateway(tmp_path, client(server), retries=2)
+        gate._patience = 60
+        server.faults = [fault]
+        assert ask(gate, Request.of("once"))[0].text == "fine"
+        server.always, server.calls = fault, []
+        (failed,) = ask(gate, Request.of("always"))
+        assert isinstance(failed, saeval.LLMError) and not failed.busy and failed.retry_after is None
+        assert len(server.calls) == 3
+
+
+@pytest.mark.parametrize("client", [direct, pytest.param(through_litellm, marks=pytest.mark.slow)])
+def test_limit_that_is_used_up_is_waited_for_with_any_status(tmp_path, monkeypatch, client):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
+    monkeypatch.setattr("saeval.llm.retries._FIRST_WAIT", 0.01)
+    headers = {"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "20ms"}
+    with fake_server("fine") as server:
+        gate = gateway(tmp_path, client(server), retries=0)
+        gate._patience = 30
+        server.faults = [error(status, headers=headers) for status in (429, 500, 503)]
+        assert ask(gate, Request.of("x"))[0].text == "fine"
+        assert len(server.calls) == 4
 
 
 @pytest.mark.parametrize("fault", [error(429, "slow down"), error(503, "Loading model"), error(529)])

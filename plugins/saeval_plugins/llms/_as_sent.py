@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from saeval_plugins.llms.openai_chat import is_success
+
 if TYPE_CHECKING:
     from saeval_plugins.llms._bounds import RawResponse
 
@@ -15,9 +17,13 @@ _INSIDE = ("choices", "candidates", "results", "generations", "outputs")
 
 
 def unread_chat(raw: RawResponse) -> Any:
-    """Return the body of a chat response (or of an error with status 200) that litellm failed to parse, or None."""
+    """Return the body of a successful response (a chat or an error) that litellm failed to parse, or None."""
     body = raw.body
-    if raw.status == 200 and isinstance(body, Mapping) and (isinstance(body.get("choices"), list) or "error" in body):
+    if (
+        is_success(raw.status)
+        and isinstance(body, Mapping)
+        and (isinstance(body.get("choices"), list) or "error" in body)
+    ):
         return body
     return None
 

@@ -36,6 +36,7 @@ from saeval_plugins.llms.openai_chat import (
     object_from,
     one_line,
     reply_from_chat,
+    said_without,
     usage_from,
 )
 from saeval_plugins.llms.processes import Processes
@@ -47,6 +48,7 @@ _RETRYABLE = {
     "BadGatewayError",
     "APIError", "JSONDecodeError", "APIResponseValidationError", "RecursionError",
 }  # fmt: skip
+_NO_RESPONSE = ("Timeout", "APIConnectionError")
 _BATCHING = ("openai", "azure", "hosted_vllm", "litellm_proxy")  # providers whose batches are in OpenAI's format
 _ENDED = ("completed", "expired", "failed", "cancelled")
 _OWN_SERVERS = frozenset(
@@ -133,6 +135,11 @@ class LiteLLM(LLM):
         return self._provider in _OPENAI_FORMAT and self._quirks.follows_schemas
 
     @property
+    def merges_system_turn(self) -> bool:
+        """Whether the server refused a system turn, so that its text is sent in the first user turn."""
+        return self._quirks.merges_system_turn
+
+    @property
     def _provider(self) -> str:
         """The provider's name in litellm: the model's prefix, or `openai`."""
         named = self.extra.get("custom_llm_provider")
@@ -189,13 +196,7 @@ class LiteLLM(LLM):
         """Call `litellm.acompletion` without litellm's retries, because the gateway retries."""
         if self.batch:
             return await self._complete_in_batch(request)
-        while True:
-            used = self._quirks.found
-            try:
-                return await self._complete(request)
-            except LLMError as error:
-                if not self._quirks.learn(str(error), used, schema=request.schema is not None):
-                    raise
+        return await self._quirks.adapting(request, self._complete)
 
     async def _complete(self, request: Request) -> Reply:
         arguments = {**_with_raw_schema(self._quirks.adapted(chat_body(self.model, request))), **self.extra}
@@ -205,8 +206,7 @@ class LiteLLM(LLM):
             body, usd = await self.ask(arguments)
         else:
             body, usd = await self._processes().ask(arguments)
-        reply = reply_from_chat(self.model, body, usd, None if usd is None else "litellm")
-        return reply if request.schema is None else unwrapped(reply)
+        return reply_from_chat(self.model, body, usd, None if usd is None else "litellm")
 
     @cached_property
     def _quirks(self) -> ServerQuirks:
@@ -424,7 +424,8 @@ def _translated(model: str, error: Exception) -> LLMError:
     if "LLM Provider NOT provided" in str(error):
         return LLMError(_no_provider(model), lasting=True)
     name = type(error).__name__
-    message = f"{model}: {name}: {one_line(getattr(error, 'message', None) or error)}"
+    said = getattr(error, "message", None) or error
+    message = f"{model}: {name}: {one_line(said)}"
     if name == "ContentPolicyViolationError":
         return Refused(message)
     headers = getattr(error, "litellm_response_headers", None) or {}  # those of `error.response` are invented
@@ -436,5 +437,7 @@ def _translated(model: str, error: Exception) -> LLMError:
         message,
         getattr(error, "code", None),
         retryable=name in _RETRYABLE or is_transient(status) or inside_200,
-        wait=wait_asked_for(headers, str(error)),
+        wait=wait_asked_for(headers, str(error), status),
+        # Without a response, litellm invents a status.
+        said="" if name in _NO_RESPONSE else said_without(model, said),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -157,8 +158,10 @@ def object_from(model: str, body: Any) -> Mapping[str, Any]:
     if not isinstance(body, Mapping):
         raise LLMError(f"{model}: the response is not a JSON object", retryable=True)
     if error := body.get("error"):
-        what = f"{model}: the server sent an error with status 200: {one_line(_message(error))}"
-        raise LLMError(what, retryable=True)
+        said = _message(error)
+        what = f"{model}: the server sent an error in a successful response: {one_line(said)}"
+        temporary = isinstance(error, Mapping) and error.get("code") in _TEMPORARY_CODES  # OpenRouter's are statuses
+        raise ServerError(what, retryable=True, said="" if temporary else said_without(model, said))
     return body
 
 
@@ -202,12 +205,46 @@ def _count(value: object) -> int:
     return int(_number(value, MOST_TOKENS) or 0)
 
 
+class ServerError(LLMError):
+    """An error that a server reports.
+
+    Args:
+        message: What happened, as in `LLMError`.
+        said: The server's own message, without the model's name; empty if it concerns a temporary state.
+        options: Further arguments of `LLMError`.
+    """
+
+    def __init__(self, message: str, *, said: str = "", **options: Any):
+        super().__init__(message, **options)
+        self.said = said
+
+
+def said_without(model: str, message: object) -> str:
+    """Return a server's message on one line, without the model's name, which may be any word.
+
+    Args:
+        model: The model's name. Servers also name it without the parts before a slash.
+        message: The server's message.
+    """
+    parts = model.split("/")
+    names = "|".join(re.escape("/".join(parts[i:])) for i in range(len(parts)))
+    return re.sub(rf"(?<!\w)(?:{names})(?!\w)", "", one_line(message), flags=re.IGNORECASE)
+
+
 _LASTING = {401, 402, 403, 404}
 """Statuses that concern the key, the credit or the model's name, so that every other call fails, too."""
 _TRANSIENT = {408, 409, 424, 425, 429, 498, 499}
 """Statuses below 500 after which a retry may succeed."""
 _BUSY = {429, 503, 529}
 """Statuses of busy servers: rate limit, overload, model still loading."""
+_TEMPORARY = _TRANSIENT | _BUSY | {504, 522, 524}
+"""Statuses of a state that passes; the message of such an error is no reason to change requests."""
+_TEMPORARY_CODES = (*_TEMPORARY, *map(str, _TEMPORARY))
+
+
+def is_success(status: int) -> bool:
+    """Return whether a status means that the server answered."""
+    return 200 <= status < 300
 
 
 def is_transient(status: int | None) -> bool:
@@ -216,9 +253,9 @@ def is_transient(status: int | None) -> bool:
 
 
 def error_from_status(
-    status: int | None, what: str, code: object, *, retryable: bool, wait: float | None = None
+    status: int | None, what: str, code: object, *, retryable: bool, wait: float | None = None, said: str = ""
 ) -> LLMError:
-    """Return the error for a response whose status is not 200.
+    """Return the error for a response whose status is not a success.
 
     Args:
         status: The status; None if it is unknown.
@@ -226,13 +263,15 @@ def error_from_status(
         code: The body's error code, which identifies content filters.
         retryable: Whether a retry can help.
         wait: Seconds the server asks to wait.
+        said: The server's own message, without the model's name.
     """
     if code in ("content_filter", "content_policy_violation"):
         return Refused(what)
     lasting = status in _LASTING or code == "insufficient_quota"  # sent as a rate limit, but waiting does not help
     again = retryable and not lasting
     busy = again and (status in _BUSY or wait is not None)
-    return LLMError(what, retryable=again, retry_after=wait, lasting=lasting, busy=busy)
+    said = "" if busy or status in _TEMPORARY else said
+    return ServerError(what, said=said, retryable=again, retry_after=wait, lasting=lasting, busy=busy)
 
 
 def _logprobs(data: Any) -> tuple[TokenLogprobs, ...] | None:

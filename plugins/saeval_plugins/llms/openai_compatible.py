@@ -31,14 +31,16 @@ from saeval_plugins.llms._bounds import not_followed, parse_reply, read_bounded
 from saeval_plugins.llms.openai_chat import (
     chat_body,
     error_from_status,
+    is_success,
     is_transient,
     object_from,
     one_line,
     reply_from_chat,
+    said_without,
     usage_from,
 )
 from saeval_plugins.llms.retry_after import wait_asked_for
-from saeval_plugins.llms.server_quirks import ServerQuirks, unwrapped
+from saeval_plugins.llms.server_quirks import ServerQuirks
 from saeval_plugins.llms.streams import body_from_stream
 
 _MOST = 20  # maximum alternatives per token that servers return
@@ -82,6 +84,11 @@ class OpenAICompatible(LLM):
     def follows_schemas(self) -> bool:
         """Whether replies follow schemas: true until the server refuses one."""
         return self._quirks.follows_schemas
+
+    @property
+    def merges_system_turn(self) -> bool:
+        """Whether the server refused a system turn, so that its text is sent in the first user turn."""
+        return self._quirks.merges_system_turn
 
     def check(self) -> None:
         """Check that the address is valid and that the key may be sent there."""
@@ -161,7 +168,7 @@ class OpenAICompatible(LLM):
             raise LLMError(
                 f"{self.model}: no connection to {self.api_base} ({type(error).__name__})", retryable=True
             ) from None
-        if response.status != 200:
+        if not is_success(response.status):
             raise self._error(response, answer, path)
         if "event-stream" in response.headers.get("Content-Type", ""):
             return body_from_stream(self.model, answer)
@@ -177,20 +184,18 @@ class OpenAICompatible(LLM):
             what += f" (no key was sent; set api_key_env, or allow {self.api_key_env} there with --allow-host)"
         if status == 404:
             what += f" (at {self._urls[path]}; api_base must be the address up to and including /v1)"
-        wait = wait_asked_for(response.headers, text)
-        return error_from_status(status, what, code, retryable=is_transient(status), wait=wait)
+        wait = wait_asked_for(response.headers, text, status)
+        return error_from_status(
+            status, what, code, retryable=is_transient(status), wait=wait, said=said_without(self.model, message)
+        )
 
     async def complete(self, request: Request) -> Reply:
         """Call `/chat/completions`; if the server's error shows that it needs another format, adapt and resend."""
-        while True:
-            used = self._quirks.found
-            try:
-                body = self._quirks.adapted(chat_body(self.model, request))
-                reply = reply_from_chat(self.model, await self._post("/chat/completions", body))
-                return reply if request.schema is None else unwrapped(reply)
-            except LLMError as error:
-                if not self._quirks.learn(str(error), used, schema=request.schema is not None):
-                    raise
+        return await self._quirks.adapting(request, self._complete)
+
+    async def _complete(self, request: Request) -> Reply:
+        body = self._quirks.adapted(chat_body(self.model, request))
+        return reply_from_chat(self.model, await self._post("/chat/completions", body))
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:
         """Return log-probabilities of continuations, which `/completions` echoes with the prompt."""

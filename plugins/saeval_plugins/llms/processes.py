@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from saeval.plugin import LLMError, Refused
+from saeval_plugins.llms.openai_chat import ServerError
 
+_KINDS: dict[str, type[LLMError]] = {"refused": Refused, "server": ServerError, "other": LLMError}
 _LONGEST = 1 << 26  # maximum bytes of a request or an answer
 
 
@@ -85,7 +87,7 @@ class _Worker:
         finally:
             self.asked.pop(number, None)
         if "error" in found:
-            kind = Refused if found.pop("refused") else LLMError
+            kind = _KINDS[found.pop("kind")]
             raise kind(found.pop("error"), **found)
         return found["body"], found["usd"]
 
@@ -130,10 +132,13 @@ async def _work(options: Mapping[str, Any]) -> None:
             body, usd = await llm.ask(arguments)
             found = {"body": body, "usd": usd}
         except LLMError as error:
+            kind = next(name for name, each in _KINDS.items() if isinstance(error, each))
             found = {
-                "error": str(error), "refused": isinstance(error, Refused), "retryable": error.retryable,
-                "retry_after": error.retry_after, "lasting": error.lasting, "busy": error.busy, "cut": error.cut,
+                "error": str(error), "kind": kind, "retryable": error.retryable, "retry_after": error.retry_after,
+                "lasting": error.lasting, "busy": error.busy, "cut": error.cut,
             }  # fmt: skip
+            if isinstance(error, ServerError):
+                found["said"] = error.said
         answers.write(json.dumps([number, found]).encode() + b"\n")
 
     async for line in lines:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -22,45 +22,70 @@ _FIELD = re.compile(
     r"[\"'](retry_?after(?:_ms|_seconds)?|retry_?delay|estimated_time)[\"']\s*:\s*[\"']?([\d.]+)\s*(ms|s)?",
     re.IGNORECASE,
 )
+_ZERO = re.compile(r"0+(?:\.0+)?")
 _EPOCH = 1e9  # larger numbers are dates, in seconds since 1970
+_PREFIXES = ("x-ratelimit-", "anthropic-ratelimit-", "ratelimit-")
 _LIMITS = ("requests", "tokens", "input-tokens", "output-tokens")
+_RATE_LIMIT = 429
+_OVERLOADED = (503, 529)
 
 
-def wait_asked_for(headers: Mapping[str, str], body: str = "") -> float | None:
+def wait_asked_for(headers: Mapping[str, str], body: str = "", status: int | None = _RATE_LIMIT) -> float | None:
     """Return the seconds a server asks to wait; None if it states nothing that can be read.
 
     Reads the headers `Retry-After`, `retry-after-ms`, and those with the reset time of a rate limit: OpenAI's and
     Anthropic's headers per limit, and `RateLimit-Reset` with its variants. In bodies, reads sentences ("try again in
     1m30s") and fields (Gemini's `retryDelay`, Hugging Face's `estimated_time`).
 
+    Many servers send the reset times with every response. They count only if a limit can be the reason of the error.
+
     Args:
         headers: The response's headers; names are matched case-insensitively.
         body: The response's body.
+        status: The response's status.
     """
     found = {name.lower(): str(value) for name, value in headers.items()}
     milliseconds = _number(found.get("retry-after-ms", ""))
     stated = (None if milliseconds is None else milliseconds / 1000, _seconds(found.get("retry-after", "")))
-    for seconds in (*stated, _in_words(body), _until_reset(found)):
+    for seconds in (*stated, _in_words(body), _until_reset(found, status)):
         if seconds is not None:
             return seconds
     return None
 
 
-def _until_reset(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds until the exhausted limit resets. If none is marked as exhausted, use the latest reset."""
+def _until_reset(headers: Mapping[str, str], status: int | None) -> float | None:
+    """Return the seconds until the exhausted limits reset; None if no limit is the reason of the error.
+
+    If none of the limits with a reset time is marked as exhausted, the latest reset counts: after a rate limit, and
+    after an overload if any limit is marked.
+    """
     used_up, resets = [], []
-    for prefix in ("x-ratelimit-", "anthropic-ratelimit-", "ratelimit-"):
+    for reset, remaining in _limit_headers():
+        seconds = _first(_seconds(headers.get(name, "")) for name in reset)
+        if seconds is not None:
+            resets.append(seconds)
+            used_up += [seconds] if _any_is_0(headers, remaining) else []
+    if used_up:
+        return max(used_up)
+    every = [name for name in headers if "ratelimit" in name and "remaining" in name]
+    limited = status == _RATE_LIMIT or (status in _OVERLOADED and _any_is_0(headers, every))
+    return max(resets, default=None) if limited else None
+
+
+def _limit_headers() -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Yield each limit's header names: those of its reset time, and those of what remains of it."""
+    for prefix in _PREFIXES:
         for limit in _LIMITS:
-            names = (f"{prefix}reset-{limit}", f"{prefix}{limit}-reset")
-            left = (f"{prefix}remaining-{limit}", f"{prefix}{limit}-remaining")
-            seconds = _first(_seconds(headers.get(name, "")) for name in names)
-            if seconds is not None:
-                resets.append(seconds)
-                used_up += [seconds] if "0" in [headers.get(name) for name in left] else []
-        resets += [
-            s for name in ("reset", "reset-after") if (s := _seconds(headers.get(prefix + name, ""))) is not None
-        ]
-    return max(used_up or resets, default=None)
+            yield (
+                (f"{prefix}reset-{limit}", f"{prefix}{limit}-reset"),
+                (f"{prefix}remaining-{limit}", f"{prefix}{limit}-remaining"),
+            )
+        for reset in ("reset", "reset-after"):
+            yield (prefix + reset,), (f"{prefix}remaining",)
+
+
+def _any_is_0(headers: Mapping[str, str], names: Iterable[str]) -> bool:
+    return any(_ZERO.fullmatch(headers.get(name, "").strip()) for name in names)
 
 
 def _first(values: Iterable[float | None]) -> float | None:
@@ -91,7 +116,7 @@ def _seconds(text: str) -> float | None:
 def _date(text: str) -> datetime | None:
     try:
         return parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         pass
     try:
         found = datetime.fromisoformat(text)

@@ -19,7 +19,8 @@ import pluggy
 
 from saeval._util import InputError, PluginError, did_you_mean, os_reason, refuse_pipe
 from saeval.plugin import hookspecs
-from saeval.plugin.source_code import code_hash, installed_from_folder, neighbours_hash
+from saeval.plugin.neighbours import importable_neighbours, neighbours_hash
+from saeval.plugin.source_code import code_hash, installed_from_folder
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -477,7 +478,8 @@ def _from_file(kind: str, reference: str, base: Path) -> Loaded:
     sys.modules[spec.name] = module  # pydantic looks up annotations there
     try:
         # Exactly what was hashed; the loader might take bytecode of an earlier version that is as long.
-        exec(compile(content, path, "exec"), vars(module))  # noqa: S102
+        with importable_neighbours(path):
+            exec(compile(content, path, "exec"), vars(module))  # noqa: S102
         classes = [name for name, value in vars(module).items() if isinstance(value, type)]
         if not hasattr(module, class_name):
             raise _Broken(f"{path.name} has no class {class_name!r}{did_you_mean(class_name, classes)}")
@@ -490,7 +492,7 @@ def _from_file(kind: str, reference: str, base: Path) -> Loaded:
         raise PluginError(f"{kind} {reference!r}: {error}") from error
     except (Exception, SystemExit) as error:
         raise PluginError(f"{kind} {reference!r}: {_sentence(error)}") from error
-    return Loaded(f"{LOCAL}/{cls.name}", kind, cls, path.name, sha[:12], sha, neighbours_hash(module, path))
+    return Loaded(f"{LOCAL}/{cls.name}", kind, cls, path.name, sha[:12], sha, neighbours_hash(path))
 
 
 def options_error(cls: type[Plugin], error: ValidationError) -> list[tuple[tuple[str | int, ...], str]]:

@@ -8,9 +8,9 @@ import sys
 from functools import lru_cache
 from importlib.metadata import Distribution
 from pathlib import Path
-from types import ModuleType
 
-_SOURCES = (".py", ".txt", ".md", ".j2")
+SOURCES = (".py", ".txt", ".md", ".j2")
+"""Endings of files that a plugin's results depend on."""
 
 
 def installed_from_folder(distribution: Distribution) -> bool:
@@ -40,17 +40,9 @@ def code_hash(cls: type, *, whole: bool) -> str | None:
     return _folder_hash(folder.parents[depth - 1] if whole and depth else folder)
 
 
-def neighbours_hash(module: ModuleType, path: Path) -> str | None:
-    """Return a hash of the files beside a single-file plugin that it imports from; None if it imports from none."""
-    names = {getattr(value, "__module__", None) or getattr(value, "__name__", None) for value in vars(module).values()}
-    files = (getattr(sys.modules.get(name), "__file__", None) for name in names if isinstance(name, str))
-    beside = {Path(file) for file in files if file and Path(file).parent == path.parent and Path(file) != path}
-    return _hashed(tuple(sorted(beside))) if beside else None
-
-
 @lru_cache(maxsize=64)  # a process sees the code that it has imported
 def _folder_hash(folder: Path) -> str:
-    return _hashed(tuple(sorted(f for f in folder.rglob("*") if f.suffix in _SOURCES and f.is_file())))
+    return _hashed(tuple(sorted(f for f in folder.rglob("*") if f.suffix in SOURCES and f.is_file())))
 
 
 def _hashed(files: tuple[Path, ...]) -> str:

@@ -214,6 +214,46 @@ def test_single_file_is_loaded_with_its_hash(tmp_path):
     assert Registry().get("scorer", "./mine.py:Good", base=tmp_path).sha != loaded.sha
 
 
+NEIGHBOUR = SCORER.replace("5\n", "LIMIT\n")
+
+
+def batch_of(folder):
+    loaded = Registry().get("scorer", "./mine.py:Good", base=folder)
+    return loaded.cls().batch, loaded.code
+
+
+def test_files_beside_a_single_file_are_part_of_it_also_through_each_other(tmp_path):
+    (tmp_path / "mine.py").write_text("from neighbour_limits import LIMIT\n" + NEIGHBOUR)
+    (tmp_path / "neighbour_limits.py").write_text("import neighbour_package.deep as deep\n\nLIMIT = deep.LIMIT\n")
+    (tmp_path / "neighbour_package").mkdir()
+    (tmp_path / "neighbour_package" / "__init__.py").write_text("")
+    (tmp_path / "not_imported.py").write_text("LIMIT = 1\n")
+    path, codes = list(sys.path), set()
+    for limit in (5, 60, 700):
+        (tmp_path / "neighbour_package" / "deep.py").write_text(f"LIMIT = {limit}\n")
+        batch, code = batch_of(tmp_path)
+        assert batch == limit and code == batch_of(tmp_path)[1]
+        codes.add(code)
+    assert len(codes) == 3 and sys.path == path
+    (tmp_path / "not_imported.py").write_text("LIMIT = 2\n")
+    assert batch_of(tmp_path)[1] in codes
+
+
+def test_two_single_files_with_neighbours_of_one_name_get_their_own(tmp_path):
+    for limit in (5, 6):
+        folder = tmp_path / str(limit)
+        folder.mkdir()
+        (folder / "mine.py").write_text("from neighbour_twice import LIMIT\n" + NEIGHBOUR)
+        (folder / "neighbour_twice.py").write_text(f"LIMIT = {limit}\n")
+    assert [batch_of(tmp_path / name)[0] for name in ("5", "6", "5")] == [5, 6, 5]
+
+
+def test_single_file_that_imports_nothing_beside_it_has_its_own_hash_only(tmp_path):
+    (tmp_path / "json.py").write_text("")  # the standard library's is imported
+    (tmp_path / "mine.py").write_text("import json, numpy\n" + SCORER)
+    assert batch_of(tmp_path) == (5, None)
+
+
 def test_misspelt_name_of_a_third_party_gets_a_suggestion(install):
     install("saeval-acme")
     with pytest.raises(PluginError, match="unknown scorer 'acme/god', did you mean 'acme/good'"):

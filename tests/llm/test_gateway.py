@@ -440,6 +440,20 @@ def test_plugin_that_breaks_is_in_the_ledger_without_its_words(tmp_path):
     assert (line["status"], line["reason"]) == ("failed", "RuntimeError") and "attempts" not in line
 
 
+@pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError()])
+def test_plugin_that_exits_or_cancels_itself_fails_its_call(tmp_path, error):
+    class Quitter(LLM):
+        name = "quitter"
+
+        async def complete(self, request):
+            raise error
+
+    (failed,) = ask(gateway(tmp_path, Quitter(model="m")), Request.of("a"))
+    assert isinstance(failed, LLMError)
+    assert f"quitter/m: the plugin raised {type(error).__name__}" in str(failed)
+    assert json.loads((tmp_path / "calls.jsonl").read_text())["status"] == "failed"
+
+
 def test_key_is_sent_but_never_written(tmp_path, client, caplog, capfd):
     with fake_server() as server:
         server.faults = [error(401, f"Incorrect API key provided: {CANARY}")]

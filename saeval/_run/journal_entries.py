@@ -100,8 +100,9 @@ def _digits(column: Any) -> Any:
 
 
 def usable_explanation(entry: Any) -> bool:
-    """Return whether an entry contains a valid explanation and its usage."""
-    return _usable(entry, Explanation) is not None
+    """Return whether an entry contains a valid explanation, blank only if there is none, and its usage."""
+    explanation = _usable(entry, Explanation)
+    return isinstance(explanation, Explanation) and (explanation.status != "ok" or bool(explanation.text.strip()))
 
 
 def usable_score(entry: Any, metrics: Sequence[Metric]) -> bool:

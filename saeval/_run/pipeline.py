@@ -41,6 +41,10 @@ _MEMORY_EVERY = 0.05  # seconds between two checks of memory
 _WATCHED = 500  # maximum latents whose answers under different explanations are compared
 _AHEAD = 64  # explain first while fewer items than this are ready to be scored
 _AT_ONCE = 100  # items taken from the journal per iteration of the event loop
+_CANCELLED = (
+    "the work on a latent was cancelled, probably by a plugin that cancels tasks that it did not start; completed work "
+    "is saved. Fix the plugin, then rerun the same command"
+)
 
 
 class Limits(NamedTuple):
@@ -125,6 +129,11 @@ class Queue:
         """Record that an item is no longer in flight."""
         self._in_flight[item.step == EXPLAIN] -= 1
 
+    @property
+    def unfinished(self) -> int:
+        """The number of items that were added or started, and are not done."""
+        return len(self._ready) + self._in_flight.total() + (self._next is not None)
+
 
 def _explaining(state: RunState, steps: Mapping[str, Sequence[StepWork]], by_stage: bool) -> Iterator[Item]:
     """Yield the explaining items, ordered by kind of explanation or by latent."""
@@ -200,6 +209,7 @@ class Pipeline:
                     self._changed.clear()
                     if self._error is not None:
                         raise self._error
+                self._check_finished()
             finally:
                 for task in tasks:
                     task.cancel()
@@ -234,9 +244,21 @@ class Pipeline:
         return bool(tasks)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._error = self._error or error
+        # while the run stops, it cancels its tasks and reads no further errors
+        error = GaveUp(_CANCELLED) if task.cancelled() else task.exception()
+        self._error = self._error or error
         self._changed.set()
+
+    def _check_finished(self) -> None:
+        """Check that no item was lost, since a run that is marked as done is never resumed.
+
+        Raises:
+            GaveUp: If items are not finished.
+        """
+        if self._error is not None:
+            raise self._error
+        if left := self._queue.unfinished:
+            raise GaveUp(f"{left} items were started and not finished; rerun the same command to finish them")
 
     def _key(self, item: Item) -> str:
         if item.step == EXPLAIN:

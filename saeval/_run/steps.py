@@ -24,6 +24,7 @@ from saeval._util import (
     Refused,
     SaevalError,
     StoreError,
+    being_cancelled,
     may_hold_values,
     without_secrets,
     without_values,
@@ -206,11 +207,21 @@ async def gateways(
             for name, role in roles.items()
         }
         for name in lent:
-            at_the_end.push_async_callback(roles[name].part.plugin.aclose)
+            at_the_end.push_async_callback(_close, roles[name], tell)
         try:
             yield lent
         finally:  # all at once, and before any connection is closed
             await asyncio.gather(*(gateway.finish() for gateway in lent.values()))
+
+
+async def _close(role: RolePart, tell: Callable[[str], None]) -> None:
+    """Release the connections of a language model; if that fails, warn, since all answers are saved."""
+    try:
+        await role.part.plugin.aclose()
+    except Exception as error:  # noqa: BLE001 - a plugin may raise anything
+        text = f"{role.role}: closing {role.model} failed ({without_secrets(f'{type(error).__name__}: {error}')})"
+        log.warning(text)
+        tell(text)
 
 
 class Steps:
@@ -283,7 +294,7 @@ async def _made(
     Raises:
         SaevalError: If the run has to stop: the budget is spent, or the disk is full.
     """
-    result = _without_values(await _guarded(call, kind, meter.patience, *arguments))
+    result = await _guarded(call, kind, meter.patience, *arguments)
     if meter.asked:
         asked = [a for request in meter.asked for a in request]
         packed = pack(asked, window_texts(examples), prompt_texts(plugin))
@@ -299,26 +310,42 @@ async def _made(
     return StepOutput(result, meter.spent, fault=meter.outage)
 
 
-def _without_values(result: R) -> R:
-    """Return a result without credentials, which a plugin may have received."""
-    if not may_hold_values(json.dumps(result.model_dump(mode="json")) for _ in range(1)):
-        return result
-    return type(result).model_validate(json.loads(without_values(json.dumps(result.model_dump(mode="json")))))
+def _savable(result: R) -> R:
+    """Return a result as the journal will return it, without credentials, which a plugin may have received.
+
+    Raises:
+        ValueError: If it cannot be written as JSON, or not be read back.
+    """
+    text = json.dumps(result.model_dump(mode="json", warnings=False))
+    if may_hold_values([text]):
+        text = without_values(text)
+    return type(result).model_validate_json(text)
+
+
+def _complete(result: R) -> R:
+    """Return a result; a failed one if it is a blank explanation, and one with a reason if it has no answer."""
+    if result.status != "ok":
+        return result if result.reason else result.model_copy(update={"reason": "the plugin gave no reason"})
+    if isinstance(result, Explanation) and not result.text.strip():
+        return result.model_copy(update={"status": "failed", "reason": "the explainer returned an empty explanation"})
+    return result
 
 
 async def _guarded(call: Callable[..., Awaitable[R]], kind: type[R], patience: Patience, *arguments: Any) -> R:
     try:
         made = await patience.wait_for(_contain_exit(call, *arguments))
+        if not isinstance(made, kind):
+            return kind.failed(f"the plugin returned {type(made).__name__} instead of {kind.__name__}")
+        return _complete(_savable(made))
     except asyncio.CancelledError:
-        raise
+        if being_cancelled():
+            raise
+        return kind.failed("the plugin was cancelled by itself, or awaited a task of its own that was cancelled")
     except SaevalError as error:
         return kind.failed(without_secrets(error))
     except Exception as error:  # noqa: BLE001 - a plugin may raise anything; only its latent fails
         log.error("a plugin raised\n%s", traceback.format_exc())
         return kind.failed(without_secrets(f"{type(error).__name__}: {error} ({_place(error)}; logs/run.log has more)"))
-    if not isinstance(made, kind):
-        return kind.failed(f"the plugin returned {type(made).__name__} instead of {kind.__name__}")
-    return made
 
 
 def _place(error: Exception) -> str:

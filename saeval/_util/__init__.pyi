@@ -120,6 +120,7 @@ from saeval._util.text import (
 )
 from saeval._util.watchdog import (
     Patience as Patience,
+    being_cancelled as being_cancelled,
     check_memory as check_memory,
     interrupt_if_blocked as interrupt_if_blocked,
     mark_seen as mark_seen,

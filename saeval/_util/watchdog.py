@@ -80,6 +80,12 @@ class Patience:
             self.moved()
 
 
+def being_cancelled() -> bool:
+    """Return whether the current task is cancelled from outside, unlike code in it that raises `CancelledError`."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 def mark_seen(task: asyncio.Future[Any]) -> None:
     """Prevent asyncio from reporting the exception of a task that is no longer awaited."""
     if not task.cancelled():

@@ -9,7 +9,7 @@ import time
 
 import pytest
 from fake_server import error
-from planted_run import spec, truthful, truthful_server
+from planted_run import finished, spec, truthful, truthful_server
 
 import saeval
 from saeval import InputError, SpecError
@@ -211,6 +211,10 @@ class Bad(Scorer):
             return Score(values={"auroc": 0.7})
         if self.how == "hang":
             await asyncio.Event().wait()
+        if self.how == "cancel":
+            helper = asyncio.ensure_future(asyncio.sleep(60))
+            helper.cancel()
+            await helper
         return {"block": lambda: time.sleep(60), "exit": lambda: sys.exit(0), "memory": lambda: bytearray(1 << 60), "raise": lambda: 1 / 0, "nan": lambda: Score(values={"auroc": float("nan")}), "range": lambda: Score(values={"auroc": 7.0}),
                 "type": lambda: "good", "metric": lambda: Score(values={"other": 1.0})}[self.how]()
 """
@@ -228,6 +232,7 @@ class Bad(Scorer):
         ("memory", "MemoryError"),
         ("hang", "neither finished nor asked a model for 0.5 s"),
         ("block", "blocked the whole run"),
+        ("cancel", "the plugin was cancelled by itself"),
     ],
 )
 def test_plugin_that_breaks_costs_its_latents_only(tmp_path, how, reason):
@@ -245,6 +250,106 @@ def test_plugin_that_breaks_costs_its_latents_only(tmp_path, how, reason):
     assert not result.reproducible
     journal = (tmp_path / "run" / "journal.jsonl").read_text()
     assert reason in journal
+
+
+FIRST = {"select": "list", "indices": [0, 1, 2, 3, 4, 5]}
+
+UNUSUAL_RESULTS = """
+import numpy as np
+from saeval.plugin import AUROC, Explainer, Explanation, Score, Scorer
+class Writer(Explainer):
+    name = "writer"
+    async def explain(self, examples, context):
+        return {
+            0: Explanation(text=""), 1: Explanation(text=" \\n"), 2: Explanation(text="", status="failed"),
+        }.get(examples.latent.index, Explanation(text="words"))
+class Raw(Scorer):
+    name = "raw"
+    metrics = (AUROC,)
+    async def score(self, explanation, examples, context):
+        good = Score(values={"auroc": 0.5})
+        changes = {
+            0: {"values": {"auroc": object()}}, 1: {"notes": {"a": object()}}, 2: {"notes": {"a": 10**5000}},
+        }
+        return good.model_copy(update=changes.get(examples.latent.index, {"values": {"auroc": np.float64(0.5)}}))
+"""
+
+
+def test_blank_explanation_is_a_failure_and_nobody_scores_it(tmp_path):
+    (tmp_path / "odd.py").write_text(UNUSUAL_RESULTS)
+    with truthful_server() as server:
+        explainer = {"use": f"{tmp_path}/odd.py:Writer"}
+        task = spec(server, explainer=explainer, scorers={"detection": {}}, baselines=[], latents=FIRST)
+        result = saeval.run(task, out=tmp_path / "run")
+        assert not any("Explanation: \n" in call["messages"][-1]["content"] for call in server.calls)
+    row = rows(result)["detection"]
+    assert (row.tried, row.n, row.failed) == (6, 3, 3)
+    reasons = [value["reason"] for value in finished(tmp_path / "run").values() if "text" in value]
+    assert reasons.count("the explainer returned an empty explanation") == 2
+    assert reasons.count("the plugin gave no reason") == 1
+
+
+def test_score_that_cannot_be_saved_costs_its_latent_only(tmp_path):
+    (tmp_path / "odd.py").write_text(UNUSUAL_RESULTS)
+    with truthful_server() as server:
+        task = spec(server, scorers={"raw": {"use": f"{tmp_path}/odd.py:Raw"}}, baselines=[], latents=FIRST)
+        result = saeval.run(task, out=tmp_path / "run")
+    row = rows(result)["raw"]
+    assert (row.tried, row.n, row.failed, row.value) == (6, 3, 3, 0.5)
+
+
+BROKEN_CAUTIONS = """
+from saeval.plugin import AUROC, Score, Scorer
+class Cautious(Scorer):
+    name = "cautious"
+    metrics = (AUROC,)
+    how: str = "raise"
+    async def score(self, explanation, examples, context):
+        return Score(values={"auroc": 0.7})
+    def cautions(self, values, latents):
+        return {"raise": lambda: [1 / 0], "text": lambda: "a text", "none": lambda: None}[self.how]()
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [("raise", "raised ZeroDivisionError"), ("text", "returned str"), ("none", "returned NoneType")],
+)
+def test_cautions_that_break_are_a_warning(tmp_path, how, said):
+    (tmp_path / "cautious.py").write_text(BROKEN_CAUTIONS)
+    with truthful_server() as server:
+        scorers = {"own": {"use": f"{tmp_path}/cautious.py:Cautious", "with": {"how": how}}}
+        result = saeval.run(spec(server, scorers=scorers, baselines=[]), out=tmp_path / "run")
+    assert rows(result)["own"].n == 6
+    assert any(f"own: its cautions are unknown, because own {said}" in warning for warning in result.warnings)
+
+
+CANCELS_OTHERS = """
+import asyncio
+from saeval.plugin import AUROC, Score, Scorer
+class Greedy(Scorer):
+    name = "greedy"
+    metrics = (AUROC,)
+    async def score(self, explanation, examples, context):
+        if examples.latent.index == 0:
+            for task in asyncio.all_tasks():
+                if task.get_coro().__name__ == "_do":
+                    task.cancel()
+        await asyncio.sleep(0.1)
+        return Score(values={"auroc": 0.7})
+"""
+
+
+def test_plugin_that_cancels_the_work_of_a_run_stops_it_and_a_fixed_one_resumes(tmp_path):
+    (tmp_path / "greedy.py").write_text(CANCELS_OTHERS)
+    with truthful_server() as server:
+        task = spec(server, scorers={"greedy": {"use": f"{tmp_path}/greedy.py:Greedy"}}, baselines=[], latents=FIRST)
+        with pytest.raises(GaveUp, match="the work on a latent was cancelled"):
+            saeval.run(task, out=tmp_path / "run")
+        (tmp_path / "greedy.py").write_text(CANCELS_OTHERS.replace("== 0", "== -1"))
+        result = saeval.run(task, out=tmp_path / "run")
+    row = rows(result)["greedy"]
+    assert (row.tried, row.n, row.failed) == (6, 6, 0)
 
 
 def test_run_that_nearly_used_up_memory_stops_and_resumes_where_it_stopped(tmp_path, monkeypatch):

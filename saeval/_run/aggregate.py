@@ -162,7 +162,7 @@ def _cell_result(task: Task, outcome: CellState, done: bool) -> CellResult:
     measures = {k: v for k, v in measures.items() if k in known} | outcome.measured
     noted = facts.get("measures", {})
     measures |= {m.name: float(noted[m.name]) for m in _declared(cell) if m.name in noted}
-    measures |= _of_explanations(task, outcome)
+    measures = _of_explanations(task, outcome) | measures  # facts about the coder keep their values
     explained = sum(outcome.explanation(MAIN, latent.index) is not None for latent in outcome.records.latents)
     role = cell.explainer.role
     coder = cell.source.nested[0].label if cell.source.nested else cell.source.label
@@ -211,7 +211,7 @@ def _of_explanations(task: Task, outcome: CellState) -> dict[str, float]:
     for measure in outcome.cell.explainer.part.plugin.measures:
         made = (outcome.explanation(MAIN, latent.index) for latent in outcome.records.latents)
         notes = [explanation.notes.get(measure.name) for explanation in made if explanation is not None]
-        values = [float(value) for value in notes if isinstance(value, int | float)]
+        values = [value for note in notes if (value := _finite(note)) is not None]
         if not values:
             continue
         rng = derive_rng(task.run.seed, "interval", outcome.cell.name, measure.name)
@@ -220,6 +220,13 @@ def _of_explanations(task: Task, outcome: CellState) -> dict[str, float]:
         if isfinite(low):
             found |= {f"{measure.name}_low": low, f"{measure.name}_high": high}
     return found
+
+
+def _finite(value: object) -> float | None:
+    """Return a finite number as a float; None for anything else, also for a truth value."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        return None
+    return float(value)
 
 
 def _coder_facts(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from saeval._util import without_secrets
+from saeval.plugin.guarded import said_by
 from saeval.records import MAIN, CellResult, RunResult, ScoreRow
 
 if TYPE_CHECKING:
@@ -37,27 +37,6 @@ def cautions_of(outcome: CellState) -> list[str]:
     if expected and store.latents is None and not expected / _FAR <= l0 <= expected * _FAR:
         said.append(f"{l0:.3g} latents fire per token, but the coder's files say {expected:g}.")
     return list(dict.fromkeys(said))
-
-
-def said_by(label: str, cautions: Callable[..., object], *arguments: object) -> list[str]:
-    """Return the cautions of a plugin; if it raises or returns no list of sentences, a caution that says so.
-
-    Args:
-        label: Name of the plugin.
-        cautions: Its method `cautions`.
-        *arguments: What the method is called with.
-    """
-    try:
-        said = cautions(*arguments)
-    except Exception as error:  # noqa: BLE001 - a plugin may raise anything; the scores are paid for
-        return [f"its cautions are unknown, because {label} raised {without_secrets(_sentence(error))}"]
-    if isinstance(said, list | tuple) and all(isinstance(caution, str) for caution in said):
-        return list(said)
-    return [f"its cautions are unknown, because {label} returned {type(said).__name__} instead of a list of sentences"]
-
-
-def _sentence(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def warnings_of(

@@ -112,6 +112,7 @@ def run(
         >>> [(row.metric, row.value, row.n) for row in run.cells[0].scores[:1]]
         [('balanced_accuracy', 1.0, 4)]
     """
+    _check_options(limit, max_cost, retry)
     built = load_task(task, registry=registry or Registry(), overrides=overrides, llms=llms)
     path = Path(out) if out is not None else default_path(built)
     shown = display if isinstance(display, Display) else make_display(display) if display else default_display()
@@ -126,6 +127,21 @@ def run(
         allow_model_change=allow_model_change,
     )
     return result if isinstance(result, Run) else read(path)
+
+
+def _check_options(limit: object, max_cost: Any, retry: object) -> None:
+    """Check options as the command line does.
+
+    Raises:
+        InputError: If one has a wrong type or value.
+    """
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+        raise InputError(f"limit is {limit!r}; give a whole number of at least 1, or None for all latents")
+    is_number = isinstance(max_cost, int | float) and not isinstance(max_cost, bool)
+    if max_cost is not None and not (is_number and max_cost >= 0):  # nan is not >= 0
+        raise InputError(f"max_cost is {max_cost!r}; give a number of dollars of at least 0, or None")
+    if retry not in (None, "failed"):
+        raise InputError(f"retry is {retry!r}; give 'failed' or None")
 
 
 def default_path(task: Task) -> Path:

@@ -35,6 +35,7 @@ from saeval.llm import (
     CallLedger,
     Gateway,
     PromptReply,
+    close,
     pack,
     prompt_replies,
     rare_garbage_collection,
@@ -207,21 +208,12 @@ async def gateways(
             for name, role in roles.items()
         }
         for name in lent:
-            at_the_end.push_async_callback(_close, roles[name], tell)
+            role = roles[name]
+            at_the_end.push_async_callback(close, name, role.model, role.part.plugin, tell)
         try:
             yield lent
         finally:  # all at once, and before any connection is closed
             await asyncio.gather(*(gateway.finish() for gateway in lent.values()))
-
-
-async def _close(role: RolePart, tell: Callable[[str], None]) -> None:
-    """Release the connections of a language model; if that fails, warn, since all answers are saved."""
-    try:
-        await role.part.plugin.aclose()
-    except Exception as error:  # noqa: BLE001 - a plugin may raise anything
-        text = f"{role.role}: closing {role.model} failed ({without_secrets(f'{type(error).__name__}: {error}')})"
-        log.warning(text)
-        tell(text)
 
 
 class Steps:

@@ -183,6 +183,7 @@ def _show_run(result: RunResult, path: Path) -> None:
 def validate(task: Any, assignments: Sequence[str], llms: Sequence[str], without: Sequence[str], as_json: bool) -> None:
     """Check a task spec, its plugins, options and files. Loads no model."""
     from saeval._util import SpecError, counted
+    from saeval.plugin.guarded import said_by
 
     try:
         group, tasks = load_all(task, assignments, llms, open_registry(without))
@@ -194,7 +195,8 @@ def validate(task: Any, assignments: Sequence[str], llms: Sequence[str], without
     rows = []
     for built in tasks:
         cells = [cell.name for cell in built.cells]
-        cautions = {cell.name: cell.source.plugin.cautions() for cell in built.cells}
+        sources = {cell.name: cell.source for cell in built.cells}
+        cautions = {name: said_by(source.label, source.plugin.cautions) for name, source in sources.items()}
         warnings = [f"{name}: {caution}" for name, said in cautions.items() for caution in said]
         rows.append(
             {

@@ -1,5 +1,6 @@
 from saeval.llm.budget import Budget as Budget
 from saeval.llm.cache import AnswerCache as AnswerCache, answer_json as answer_json
+from saeval.llm.closing import close as close
 from saeval.llm.first_calls import Asker as Asker, try_models as try_models
 from saeval.llm.gateway import Gateway as Gateway, rare_garbage_collection as rare_garbage_collection
 from saeval.llm.ledger import (

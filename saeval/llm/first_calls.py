@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from saeval._util import InputError, LLMError, Refused
 from saeval.llm.budget import Budget
+from saeval.llm.closing import close
 from saeval.llm.ledger import Call, CallLedger, Earlier
 from saeval.llm.retries import Attempts
 from saeval.llm.role import RoleSettings
@@ -66,7 +67,7 @@ async def try_models(
         usages = await asyncio.gather(*(_tried(asker, log, patience, tell) for asker in new))
     finally:
         for asker in new:
-            await asker.llm.aclose()
+            await close(asker.role, asker.model, asker.llm, tell)
     told: dict[str, Usage] = {asker.role: usage for asker, usage in zip(new, usages, strict=True)}
     for usage in usages:
         budget.spent += usage.usd or 0.0

@@ -37,8 +37,8 @@ class LatentId:
 class Example:
     """A window of text and how strongly one latent fired on each of its tokens.
 
-    Several steps read the same object, so do not change it: `dataclasses.replace` makes a changed copy. It is not
-    frozen, because sampling frozen dataclasses takes 1.3 times as long.
+    Several steps read the same object, so do not change it: `dataclasses.replace` makes a changed copy. The arrays of
+    windows from a store are read-only. It is not frozen, because sampling frozen dataclasses takes 1.3 times as long.
 
     Attributes:
         tokens: The tokens as text; joined, they are the window.

@@ -150,8 +150,9 @@ def read(path: str | Path) -> Run:
         >>> row.scorer, row.metric, row.value, row.n, row.floor["chance"]
         ('detection', 'balanced_accuracy', 1.0, 4, 0.5)
     """
-    result, files = open_run(Path(path))
+    path = Path(path).absolute()  # so that its tables can be read after the working directory has changed
+    result, files = open_run(path)
     run = Run.model_construct(**dict(result))
     run._files = files
-    run._folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    run._folder = path if path.is_dir() else path.parent
     return run

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import JsonValue, ValidationError
 
@@ -22,7 +22,7 @@ from saeval.task.parts import Cell, Part, RolePart, StepPart, Task
 from saeval.task.spec import OF_ALL_LATENTS, FindingSpec, score_reference
 from saeval.task.spec.document import KeyPath, SpecDocument, override, read_document
 from saeval.task.spec.matrix import axis_id, cells_of
-from saeval.task.spec.models import PartSpec, RoleSpec, Spec, When, expand_short_forms
+from saeval.task.spec.models import MeasureName, PartSpec, RoleSpec, Spec, When, expand_short_forms
 from saeval.task.spec.validation import parse, refuse_secrets
 
 SHUFFLED = "shuffled_explanation"
@@ -202,6 +202,16 @@ class _Builder(PartMaker):
                 "use the source transformers, or drop this part",
             )
 
+    def check_measures(self, source: Part[ActivationSource], explainer: Part[Explainer]) -> None:
+        """Report measures of an explainer with the name of a fact about the coder."""
+        declared = [m for part in (source, *source.nested) for m in getattr(part.plugin, "measures", ())]
+        taken = {*get_args(MeasureName), *(measure.name for measure in declared)}
+        for name in sorted(taken & {measure.name for measure in explainer.plugin.measures}):
+            self.fail(
+                ("explainer",),
+                f"{explainer.loaded.id} has a measure {name!r}, which is a fact about the coder; rename it",
+            )
+
     def cells(self, spec: Spec, axes: Mapping[str, Any], roles: Mapping[str, RolePart]) -> list[Cell]:
         source = self.plugin("source", spec.source, ("source",))
         sampler = self.plugin("sampler", spec.sampler, ("sampler",))
@@ -228,6 +238,7 @@ class _Builder(PartMaker):
         needing |= {("baselines", i): a.part for i, b in enumerate(spec.baselines) if (a := alternatives.get(b.use))}
         for place, part in needing.items():
             self.check_needs(source, part, place)
+        self.check_measures(source, explainer.part)
         names = {axis: axis_id(value) for axis, value in axes.items()}
         control = next((name for name in spec.controls if name in names.values()), None)
         cell = Cell(

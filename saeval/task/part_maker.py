@@ -6,12 +6,13 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from saeval._util import InputError, PluginError
+from saeval._util import InputError, PluginError, without_secrets
 from saeval.llm import RoleSettings
-from saeval.plugin.base import Plugin, Step, Tracker, kind_of
-from saeval.plugin.registry import Loaded, Registry, options_error
+from saeval.plugin.base import Need, Plugin, Scorer, Step, Tracker, kind_of
+from saeval.plugin.registry import BUILT_IN, Loaded, Registry, options_error
+from saeval.records import Metric
 from saeval.task.parts import Part, RolePart, StepPart
 from saeval.task.spec.document import KeyPath, SpecDocument
 from saeval.task.spec.models import PartSpec, RoleSpec, Spec
@@ -54,12 +55,18 @@ class PartMaker:
             plugin = loaded.cls(**values)
             if self.check:
                 plugin.check()
+            mistake = _mistake(plugin, fingerprint=self.check and loaded.distribution != BUILT_IN)
         except ValidationError as error:
             for loc, message in options_error(loaded.cls, error):
                 self.fail((*path, *loc), message)
             return None
         except InputError as error:
             self.fail(path[:-1], str(error))
+            return None
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin may raise anything
+            mistake = f"raised {type(error).__name__}: {error}"
+        if mistake is not None:
+            self.fail(path[:-1], without_secrets(f"the plugin {loaded.id} {mistake}"))
             return None
         return Part(plugin, loaded, tuple(nested.values()))
 
@@ -147,6 +154,28 @@ class PartMaker:
     def trackers(self, spec: Spec) -> tuple[Part[Tracker], ...]:
         parts = [self.plugin("tracker", t, ("run", "trackers", i)) for i, t in enumerate(spec.run.trackers)]
         return tuple(part for part in parts if part is not None)
+
+
+def _mistake(plugin: Plugin, *, fingerprint: bool) -> str | None:
+    """Return what is wrong with what a plugin declares, which would end a run after calls were paid; None if nothing.
+
+    Args:
+        plugin: The plugin.
+        fingerprint: Whether to check its fingerprint, which may read large files.
+    """
+    needs = plugin.needs()
+    if not isinstance(needs, frozenset | set) or not needs <= set(typing.get_args(Need)):
+        return f"needs {needs!r}, but needs() has to return a frozenset of {', '.join(typing.get_args(Need))}"
+    if isinstance(plugin, Scorer):
+        metrics: object = plugin.metrics
+        if not isinstance(metrics, tuple | list) or not metrics or not all(isinstance(m, Metric) for m in metrics):
+            return f"has the metrics {metrics!r}, but `metrics` has to be a tuple of one or more Metric"
+    if fingerprint:
+        try:
+            TypeAdapter(JsonValue).validate_python(plugin.fingerprint())
+        except ValidationError:
+            return f"has the fingerprint {plugin.fingerprint()!r}, but fingerprint() has to return JSON values"
+    return None
 
 
 def _kind_of_option(cls: type[Plugin], key: str) -> str | None:

@@ -9,13 +9,24 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import numpy as np
 
 from saeval._util import LLMError, Refused, derive_rng
 from saeval.activations import ActivationStore, ActivationWriter
-from saeval.plugin.base import LLM, ActivationSource, Coder, Explainer, Plugin, RunProgress, Sampler, Scorer, Tracker
+from saeval.plugin.base import (
+    LLM,
+    ActivationSource,
+    Coder,
+    Explainer,
+    Need,
+    Plugin,
+    RunProgress,
+    Sampler,
+    Scorer,
+    Tracker,
+)
 from saeval.records import (
     CellResult,
     Examples,
@@ -79,6 +90,7 @@ def check_scorer(scorer: Scorer, llm: Callable[[], LanguageModel] | None = None,
 
     make = llm or (lambda: rule_judge(scores="logprobs" in scorer.needs()))
     first = score(make())
+    _check_cautions(scorer.cautions(first.values, [examples.latent]))
     assert llm is None or first.status == "ok", f"with the given model the score is {first.status}: {first.reason}"
     assert score(make()) == first, "the same seed gives another score"
     for lopsided in (make_examples(seed=1, activating=0), make_examples(seed=1, non_activating=0)):
@@ -171,6 +183,7 @@ def check_source(source: ActivationSource, tmp_path: Path) -> None:
         AssertionError: If the contract is violated, with the reason.
     """
     _check_plugin(source)
+    _check_cautions(source.cautions())
     assert isinstance(source.shares(), str | int | float | list | dict | None), "shares() is not JSON"
 
     def collect(name: str, **options: Any) -> ActivationStore:
@@ -384,7 +397,15 @@ def _check_plugin(plugin: AnyPlugin) -> None:
     parts = {key: value for key, value in plugin if isinstance(value, Plugin)}  # created from `use:`, not from data
     again = kind.model_validate({**json.loads(json.dumps(options, allow_nan=False)), **parts})
     assert again == plugin, f"the options {options} change when written to JSON and read back"
+    needs = plugin.needs()
+    assert isinstance(needs, frozenset | set), f"needs() returns {type(needs).__name__}, not a frozenset"
+    assert needs <= set(get_args(Need)), f"needs() returns {sorted(needs)}; possible are {', '.join(get_args(Need))}"
     assert json.dumps(again.fingerprint()) == json.dumps(plugin.fingerprint()), "equal options give another fingerprint"
+
+
+def _check_cautions(said: object) -> None:
+    sentences = isinstance(said, list | tuple) and all(isinstance(caution, str) for caution in said)
+    assert sentences, f"cautions() returns {said!r}, not a list of sentences"
 
 
 def _useless_models() -> dict[str, LanguageModel]:

@@ -23,6 +23,14 @@ def two_cells(tmp_path_factory):
     return folder / "run"
 
 
+def test_run_read_by_a_relative_path_outlives_a_change_of_folder(two_cells, tmp_path, monkeypatch):
+    monkeypatch.chdir(two_cells.parent)
+    run = saeval.read(two_cells.name)
+    monkeypatch.chdir(tmp_path)
+    assert len(run.latents) == 8
+    assert "svg" in run.plot()._repr_html_()
+
+
 def test_tables_hold_every_cell_and_agree_with_each_other(two_cells):
     run = saeval.read(two_cells)
     names = {cell.cell for cell in run.cells}

@@ -275,6 +275,79 @@ class Raw(Scorer):
 """
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("limit", 0), ("limit", -1), ("limit", "2"), ("limit", 1.5), ("limit", True),
+        ("max_cost", -0.5), ("max_cost", float("nan")), ("max_cost", "3"), ("retry", "everything"),
+    ],
+)  # fmt: skip
+def test_option_out_of_range_is_one_clear_sentence(tmp_path, option, value):
+    with pytest.raises(InputError, match=f"^{option} is "):
+        saeval.run("quickstart", out=tmp_path / "run", **{option: value})
+    assert not (tmp_path / "run").exists()
+
+
+def test_model_whose_connections_cannot_be_closed_is_a_warning(tmp_path, monkeypatch):
+    async def fail(_):
+        raise ConnectionError("already closed")
+
+    monkeypatch.setattr("saeval_plugins.llms.OpenAICompatible.aclose", fail)
+    with truthful_server() as server:
+        result = saeval.run(spec(server, baselines=[]), out=tmp_path / "run")
+    assert rows(result)["detection"].n == 6 and not result.partial
+    log = (tmp_path / "run" / "logs" / "run.log").read_text()
+    assert "judge: closing openai_compatible/rules failed (ConnectionError: already closed)" in log
+
+
+NOTED = """
+from saeval.plugin import Explainer, Explanation, Measure
+class Noted(Explainer):
+    name = "noted"
+    measures = (Measure(name="surprise", about="Made up.", format=".2f"),)
+    async def explain(self, examples, context):
+        values = {0: float("nan"), 1: True, 2: "two", 3: float("inf"), 4: 1, 5: 2.0}
+        return Explanation(text="words", notes={"surprise": values[examples.latent.index]})
+"""
+
+
+def test_measures_of_explanations_are_means_of_finite_numbers(tmp_path):
+    (tmp_path / "noted.py").write_text(NOTED)
+    with truthful_server() as server:
+        explainer = {"use": f"{tmp_path}/noted.py:Noted"}
+        result = saeval.run(spec(server, explainer=explainer, latents=FIRST, baselines=[]), out=tmp_path / "run")
+    assert result.cells[0].measures["surprise"] == 1.5
+    json.loads((tmp_path / "run" / "results.json").read_text(), parse_constant=pytest.fail)
+
+
+IN_PLACE = """
+from saeval.plugin import AUROC, Score, Scorer
+class InPlace(Scorer):
+    name = "in_place"
+    metrics = (AUROC,)
+    async def score(self, explanation, examples, context):
+        examples.activating[0].activations[:] = 0
+        return Score(values={"auroc": 0.7})
+class TokensInPlace(InPlace):
+    name = "tokens_in_place"
+    async def score(self, explanation, examples, context):
+        examples.non_activating[0].token_ids += 1
+        return Score(values={"auroc": 0.7})
+"""
+
+
+def test_plugin_that_changes_windows_in_place_fails_and_changes_none(tmp_path):
+    (tmp_path / "in_place.py").write_text(IN_PLACE)
+    with truthful_server() as server:
+        own = {name: {"use": f"{tmp_path}/in_place.py:{name}"} for name in ("InPlace", "TokensInPlace")}
+        scorers = {"detection": {}, **own}
+        result = saeval.run(spec(server, scorers=scorers, baselines=[]), out=tmp_path / "run")
+    found = rows(result)
+    assert found["detection"].value == 1.0
+    assert found["InPlace"].failed == found["TokensInPlace"].failed == 6
+    assert "read-only" in (tmp_path / "run" / "journal.jsonl").read_text()
+
+
 def test_blank_explanation_is_a_failure_and_nobody_scores_it(tmp_path):
     (tmp_path / "odd.py").write_text(UNUSUAL_RESULTS)
     with truthful_server() as server:

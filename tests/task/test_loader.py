@@ -8,6 +8,83 @@ from saeval import SpecError
 from saeval.plugin.registry import Registry
 from saeval.task.loader import load_task
 
+ODD = """
+from saeval.plugin import AUROC, Explainer, Explanation, Measure, Score, Scorer
+class Own(Scorer):
+    name = "own"
+    metrics = (AUROC,)
+    async def score(self, explanation, examples, context):
+        return Score(values={"auroc": 0.5})
+class RaisesInCheck(Own):
+    def check(self):
+        raise FileNotFoundError("no weights")
+class ExitsInCheck(Own):
+    def check(self):
+        raise SystemExit(3)
+class RaisesInNeeds(Own):
+    def needs(self):
+        raise ValueError("no needs")
+class NeedsList(Own):
+    def needs(self):
+        return ["text"]
+class NeedsUnknown(Own):
+    def needs(self):
+        return frozenset({"money"})
+class NoMetrics(Own):
+    metrics = ()
+class OneMetric(Own):
+    metrics = AUROC
+class NamesOfMetrics(Own):
+    metrics = ("auroc",)
+class FingerprintOfSet(Own):
+    def fingerprint(self):
+        return [{1, 2}]
+class RaisesInFingerprint(Own):
+    def fingerprint(self):
+        raise KeyError("sha")
+class L0(Explainer):
+    name = "l0"
+    measures = (Measure(name="l0", about="Made up.", format=".2f"),)
+    async def explain(self, examples, context):
+        return Explanation(text="words")
+"""
+
+
+def odd_task(tmp_path, scorer="Own", explainer="top_tokens"):
+    (tmp_path / "odd.py").write_text(ODD)
+    return {
+        "saeval": 1, "task": "t", "version": "1", "source": {"use": "synthetic"}, "explainer": explainer,
+        "scorers": {"x": {"use": f"{tmp_path}/odd.py:{scorer}"}},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("scorer", "sentence"),
+    [
+        ("RaisesInCheck", "raised FileNotFoundError: no weights"),
+        ("ExitsInCheck", "raised SystemExit: 3"),
+        ("RaisesInNeeds", "raised ValueError: no needs"),
+        ("NeedsList", "needs ['text'], but needs() has to return a frozenset of logprobs, subject"),
+        ("NeedsUnknown", "needs frozenset({'money'})"),
+        ("NoMetrics", "has the metrics ()"),
+        ("OneMetric", "but `metrics` has to be a tuple of one or more Metric"),
+        ("NamesOfMetrics", "has the metrics ('auroc',)"),
+        ("FingerprintOfSet", "but fingerprint() has to return JSON values"),
+        ("RaisesInFingerprint", "raised KeyError: 'sha'"),
+    ],
+)
+def test_plugin_that_breaks_is_a_mistake_of_the_spec_before_anything_is_paid(tmp_path, scorer, sentence):
+    with pytest.raises(SpecError) as error:
+        load_task(odd_task(tmp_path, scorer), registry=Registry())
+    (problem,) = error.value.problems
+    assert problem.startswith("scorers.x: the plugin local/own ") and sentence in problem
+
+
+def test_explainer_whose_measure_has_the_name_of_a_fact_about_the_coder_is_refused(tmp_path):
+    with pytest.raises(SpecError, match="explainer: local/l0 has a measure 'l0', which is a fact about the coder"):
+        load_task(odd_task(tmp_path, explainer={"use": f"{tmp_path}/odd.py:L0"}), registry=Registry())
+    assert load_task(odd_task(tmp_path), registry=Registry()).cells
+
 
 def test_misspelt_plugins_and_options_are_told_beside_keys_that_are_wrong():
     task = {

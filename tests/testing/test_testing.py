@@ -216,6 +216,21 @@ class BadName(GoodScorer):
     name = "Bad-Name"
 
 
+class CautionsOfText(GoodScorer):
+    def cautions(self, values, latents):
+        return "few windows"
+
+
+class NeedsOfList(GoodScorer):
+    def needs(self):
+        return ["text"]
+
+
+class UnknownNeed(GoodScorer):
+    def needs(self):
+        return frozenset({"money"})
+
+
 @pytest.mark.parametrize(
     ("kind", "complaint"),
     [
@@ -227,6 +242,9 @@ class BadName(GoodScorer):
         (MadeUp, "replies give a score"),
         (Silent, "reason"),
         (BadName, "lower case"),
+        (CautionsOfText, "not a list of sentences"),
+        (NeedsOfList, "not a frozenset"),
+        (UnknownNeed, "'money'"),
     ],
 )
 def test_the_scorer_contract_catches(kind, complaint):
@@ -280,7 +298,8 @@ class BrokenSampler(Sampler):
         if self.fault == "leak":
             object.__setattr__(record, "explain", record.score)
         if self.fault == "values":
-            record.score.activating[0].activations[:] += 1
+            window = record.score.activating[0]
+            window.activations = window.activations + 1
         if self.fault == "count":
             object.__setattr__(record, "firings", 3)
         return record

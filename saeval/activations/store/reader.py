@@ -428,6 +428,7 @@ class ActivationStore:
             return ()
         context, start = np.divmod(at, self.length)
         token_ids, activations, count = self._cut_out(latent.index, at, window)
+        token_ids.flags.writeable = activations.flags.writeable = False  # several steps read the same windows
         columns = zip(
             self._vocabulary.strings(token_ids),
             token_ids,

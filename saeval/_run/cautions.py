@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from saeval.plugin.guarded import said_by
 from saeval.records import MAIN, CellResult, RunResult, ScoreRow
+from saeval.task import said_by
 
 if TYPE_CHECKING:
     from saeval._run.state import CellState

@@ -183,7 +183,7 @@ def _show_run(result: RunResult, path: Path) -> None:
 def validate(task: Any, assignments: Sequence[str], llms: Sequence[str], without: Sequence[str], as_json: bool) -> None:
     """Check a task spec, its plugins, options and files. Loads no model."""
     from saeval._util import SpecError, counted
-    from saeval.plugin.guarded import said_by
+    from saeval.task import said_by
 
     try:
         group, tasks = load_all(task, assignments, llms, open_registry(without))

@@ -119,7 +119,7 @@ class Caller:
         while True:
             tries.made += 1
             try:
-                answer = await self._attempt(question, ask, work)
+                answer = await self._attempt(question, ask, work, tries)
                 bill.took = self._paid(answer.usage, bill.took, question.sent, answer, cut=_is_cut(answer))
                 if not _is_cut(answer):
                     self._room.note(whole=True, raised=question.raised and question.roomier is not None)
@@ -138,19 +138,20 @@ class Caller:
                     await self._wait(error, tries, work)
                     continue
                 last = error
-            if not await self._has_more_room(question, work):
+            if not await self._has_more_room(question, work, tries):
                 if cut is not None:
                     return cut
                 assert last is not None  # an attempt ends with an answer or an error
                 raise last
 
-    async def _has_more_room(self, question: Question, work: CallState) -> bool:
+    async def _has_more_room(self, question: Question, work: CallState, tries: Attempts) -> bool:
         """Raise the token limit of a question whose answer was cut off; return whether to ask it again."""
         if question.raised:
             self._room.note(whole=False, raised=question.roomier is not None)
             return False
         work.in_flight = False
-        question.raised = await self._room.turn(question)
+        with tries.queued():
+            question.raised = await self._room.turn(question)
         return question.raised
 
     async def _wait(self, error: LLMError, tries: Attempts, work: CallState) -> None:
@@ -165,10 +166,13 @@ class Caller:
         self._waits.report(seconds, error)
         await asyncio.sleep(seconds)
 
-    async def _attempt(self, question: Question, ask: Callable[[Any], Awaitable[A]], work: CallState) -> A:
-        if question.roomier is not None and not question.raised:
-            await self._room.settled()
-        epoch = await self._limiter.enter()
+    async def _attempt(
+        self, question: Question, ask: Callable[[Any], Awaitable[A]], work: CallState, tries: Attempts
+    ) -> A:
+        with tries.queued():
+            if question.roomier is not None and not question.raised:
+                await self._room.settled()
+            epoch = await self._limiter.enter()
         refused: bool | None = None
         question.raised |= self._room.needed or question.roomier is None
         request = question.request if question.roomier is None or not question.raised else question.roomier

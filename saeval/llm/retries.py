@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 
 from saeval._util import LLMError, counted, derive_rng
 from saeval.llm.concurrency import Limiter
@@ -93,7 +93,7 @@ class Attempts:
     """Decides whether and when to retry a failed call.
 
     Faults count against `retries`. A busy server that answers with a retry delay does not count: it is retried until
-    `patience` is used up.
+    `patience` is used up. Patience counts from the first failed attempt, without the time in saeval's own queues.
 
     Attributes:
         key: Key of the request; seeds the jitter, so waits differ between requests but not between runs.
@@ -101,7 +101,7 @@ class Attempts:
         patience: Seconds to wait for a server that answers with a retry delay.
         made: Number of attempts so far.
         faults: Number of failed attempts that count against `retries`.
-        began: When the first attempt was made.
+        failed: When the first attempt failed, moved forward by the time in saeval's own queues since; None before that.
     """
 
     key: str
@@ -109,13 +109,26 @@ class Attempts:
     patience: float
     made: int = 0
     faults: int = 0
-    began: float = field(default_factory=time.monotonic)
+    failed: float | None = None
+
+    @contextmanager
+    def queued(self) -> Iterator[None]:
+        """Exclude the time in this context, in which the call waits for others, from the patience."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            if self.failed is not None:
+                self.failed += time.monotonic() - began
 
     def wait_after(self, error: LLMError) -> float | None:
         """Return the seconds to wait before the next attempt; None if the call is not retried."""
         if not error.retryable:
             return None
-        left = self.patience - (time.monotonic() - self.began)
+        now = time.monotonic()
+        if self.failed is None:
+            self.failed = now
+        left = self.patience - (now - self.failed)
         asked = error.retry_after
         if asked is not None and asked > max(left, _LONGEST_ASKED):
             return None

@@ -13,10 +13,11 @@ from saeval.llm.ledger import CallLedger
 from saeval.llm.role import RoleSettings
 
 
-def gateway(folder, llm, *, limit=None, identity="m", **settings):
+def gateway(folder, llm, *, limit=None, identity="m", patience=0.0, **settings):
     return Gateway(
         "judge", llm, model=f"{llm.name}/{llm.model}", identity=identity, settings=RoleSettings(**settings),
         calls=AnswerCache(folder / "calls.sqlite"), log=CallLedger(folder / "calls.jsonl"), budget=Budget(limit),
+        patience=patience,
     )  # fmt: skip
 
 

@@ -152,3 +152,50 @@ def test_every_server_error_that_passes_changes_nothing(tmp_path, monkeypatch, s
         server.chooses = choose
         row = saeval.run(spec(server, **SMALL), out=tmp_path / "run").cells[0].scores[0]
     assert (row.n, row.failed, row.value) == (2, 0, 1.0)
+
+
+BUSY = error(503, "Loading model", headers={"Retry-After": "0.1"})
+
+
+def test_time_in_the_queue_of_a_role_uses_up_no_patience(tmp_path, monkeypatch):
+    monkeypatch.setattr("saeval.llm.retries._FIRST_WAIT", 0.01)
+    asked = Counter()
+
+    def choose(request, _):
+        prompt = request["messages"][-1]["content"]
+        asked[prompt] += 1
+        return BUSY if prompt == "last" and asked[prompt] <= 4 else None
+
+    with fake_server("yes") as server:
+        server.delay, server.chooses = 0.12, choose
+        gate = gateway(tmp_path, direct(server), patience=1.0, concurrency=1, retries=0)
+        replies = ask(gate, *(Request.of(f"{i}") for i in range(12)), Request.of("last"))
+    assert [reply.text for reply in replies] == ["yes"] * 13
+    assert asked["last"] == 5
+
+
+def test_outage_shorter_than_patience_fails_no_call_however_many_are_queued(tmp_path, monkeypatch):
+    monkeypatch.setattr("saeval.llm.retries._FIRST_WAIT", 0.01)
+    outage = []
+
+    def choose(_, number):
+        if number < 20:
+            return None
+        outage.append(time.monotonic())
+        return BUSY if outage[-1] - outage[0] < 0.7 else None
+
+    with fake_server("yes") as server:
+        server.delay, server.chooses = 0.05, choose
+        gate = gateway(tmp_path, direct(server), patience=1.2, concurrency=1, retries=0)
+        replies = ask(gate, *(Request.of(f"{i}") for i in range(60)))
+    assert [getattr(reply, "text", reply) for reply in replies] == ["yes"] * 60
+
+
+def test_outage_longer_than_patience_fails_the_call_with_the_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr("saeval.llm.retries._FIRST_WAIT", 0.01)
+    with fake_server() as server:
+        server.always = BUSY
+        began = time.monotonic()
+        (failed,) = ask(gateway(tmp_path, direct(server), patience=0.5, retries=0), Request.of("x"))
+    assert "status 503" in str(failed)
+    assert 0.3 < time.monotonic() - began < 3

@@ -83,7 +83,8 @@ class RunOptions(SpecModel):
     give_up_after: int = Field(default=10, ge=1)
     """Stop if this many latents in a row fail for the same reason, at the start of a step or in calls."""
     patience: float = Field(default=600.0, ge=0)
-    """Seconds to wait per call for a busy server (rate limit, overload, loading)."""
+    """Seconds to wait per call for a busy server (rate limit, overload, loading), from its first failed attempt on,
+    without the time that the call is queued in saeval."""
     hang_after: float = Field(default=1800.0, gt=0)
     """Seconds without progress until a plugin is cancelled; calls to models and other latents count as progress."""
     executor: Literal["local", "ray"] = "local"

@@ -45,10 +45,16 @@ class Budget:
                 f"${self.spent:.4f} spent of ${self.limit:.4f} allowed; rerun with a higher --max-cost to resume"
             )
 
-    def add(self, usage: Usage, model: str) -> None:
-        """Add the cost of a call; at the first call of unknown price, warn that the limit does not cover it."""
+    def add(self, usage: Usage, model: str, known: float = 0.0) -> None:
+        """Add the cost of a call; at the first call of unknown price, warn that the limit does not cover it.
+
+        Args:
+            usage: Usage of the call.
+            model: The model, as the spec names it.
+            known: Dollars that it cost at least, if its price is not fully known.
+        """
         self.calls += 1
-        self.spent += known_dollars(usage)
+        self.spent += max(known, known_dollars(usage))
         if usage.usd is None or not 0.0 <= usage.usd < math.inf:
             self.unknown += 1
             if self.unknown == 1 and self.limit is not None:

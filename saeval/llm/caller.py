@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from saeval._util import LLMError, Refused, being_cancelled
 from saeval.llm.answers import writable
-from saeval.llm.budget import Budget
+from saeval.llm.budget import Budget, known_dollars
 from saeval.llm.concurrency import AdaptiveLimiter, Limiter
 from saeval.llm.pricing import Pricing
 from saeval.llm.retries import Attempts, Timeout, Waits
@@ -47,9 +47,20 @@ class Question:
 
 @dataclass
 class Bill:
-    """The total usage of all attempts at a request."""
+    """The total usage of all attempts at a request.
+
+    Attributes:
+        took: Their usage; its price is unknown if that of any attempt is. None if nothing was billed.
+        known: Dollars of the attempts whose price is known.
+    """
 
     took: Usage | None = None
+    known: float = 0.0
+
+    def add(self, usage: Usage) -> None:
+        """Add the usage of an attempt."""
+        self.took = usage if self.took is None else self.took + usage
+        self.known += known_dollars(usage)
 
 
 @dataclass
@@ -120,14 +131,14 @@ class Caller:
             tries.made += 1
             try:
                 answer = await self._attempt(question, ask, work, tries)
-                bill.took = self._paid(answer.usage, bill.took, question.sent, answer, cut=_is_cut(answer))
+                self._pay(bill, answer.usage, question.sent, answer, cut=_is_cut(answer))
                 if not _is_cut(answer):
                     self._room.note(whole=True, raised=question.raised and question.roomier is not None)
                     return answer
                 cut = answer
             except LLMError as error:
                 if error.usage is not None:
-                    bill.took = self._paid(error.usage, bill.took, question.sent, cut=error.cut)
+                    self._pay(bill, error.usage, question.sent, cut=error.cut)
                 if not error.cut:
                     no_room = question.roomier is not None and question.raised and _may_be_too_much(error)
                     if no_room and cut is not None:
@@ -240,13 +251,11 @@ class Caller:
             what = f"{self._model}: the answer is empty{only}{how}"
             raise LLMError(what, retryable=again and not cut, usage=reply.usage, cut=cut)
 
-    def _paid(
-        self, usage: Usage, before: Usage | None, request: object, answer: object = None, *, cut: bool = False
-    ) -> Usage:
-        """Add the usage of an attempt to the budget; return the usage of all attempts so far."""
+    def _pay(self, bill: Bill, usage: Usage, request: object, answer: object = None, *, cut: bool = False) -> None:
+        """Add the usage of an attempt to the bill and to the budget."""
         usage = self._pricing.bill(usage, request, answer, cut=cut)
+        bill.add(usage)
         self._budget.add(usage, self._model)
-        return usage if before is None else before + usage
 
 
 def _limiter(llm: LLM, settings: RoleSettings) -> Limiter:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from saeval._util import InputError, LLMError, Refused
-from saeval.llm.budget import Budget
+from saeval.llm.budget import Budget, known_dollars
 from saeval.llm.closing import close
 from saeval.llm.ledger import Call, CallLedger, Earlier
 from saeval.llm.retries import Attempts
@@ -70,7 +70,7 @@ async def try_models(
             await close(asker.role, asker.model, asker.llm, tell)
     told: dict[str, Usage] = {asker.role: usage for asker, usage in zip(new, usages, strict=True)}
     for usage in usages:
-        budget.spent += usage.usd or 0.0
+        budget.spent += known_dollars(usage)
     if budget.limit is not None and not unpriced:
         for asker in asked:
             _refuse_unknown_price(asker, told, earlier)

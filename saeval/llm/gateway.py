@@ -17,7 +17,7 @@ from pydantic import JsonValue
 from saeval._util import BudgetExceeded, Refused, SaevalError, mark_seen, refresh_environment, without_secrets
 from saeval.llm.answers import digest, encodable, json_text, restored
 from saeval.llm.bookkeeper import Bookkeeper
-from saeval.llm.budget import Budget
+from saeval.llm.budget import Budget, known_dollars
 from saeval.llm.cache import AnswerCache
 from saeval.llm.caller import Bill, Caller, CallState, Question
 from saeval.llm.ledger import Call, CallLedger
@@ -259,7 +259,9 @@ class Gateway(LanguageModel):
                 status: Literal["refused", "failed"] = "refused" if isinstance(error, Refused) else "failed"
                 reason = without_secrets(error) if isinstance(error, SaevalError) else type(error).__name__
                 usage = bill.took or Usage(usd=0.0)
-                call = self._call(key, asked, status, usage, attempts=tries.made, began=began, reason=reason)
+                call = self._call(
+                    key, asked, status, usage, attempts=tries.made, began=began, reason=reason, known_usd=_hidden(bill)
+                )
                 self._log.add(call)
             raise
         assert bill.took is not None
@@ -267,7 +269,9 @@ class Gateway(LanguageModel):
         told: dict[str, Any] = {}
         if isinstance(answer, Reply):
             told = {"served": answer.served, "fingerprint": answer.fingerprint, "words": _words(question.request)}
-        call = self._call(key, asked, "ok", bill.took, attempts=tries.made, began=began, **told)
+        call = self._call(
+            key, asked, "ok", bill.took, attempts=tries.made, began=began, known_usd=_hidden(bill), **told
+        )
         await self._books.keep(key, answer, call)
         return answer
 
@@ -302,6 +306,11 @@ def rare_garbage_collection() -> Iterator[None]:
 
 class _AskedElsewhere(BaseException):
     """Raised when another process is asking the same question; this process made no call."""
+
+
+def _hidden(bill: Bill) -> float:
+    """Return the known dollars of a bill if its total does not show them, else 0."""
+    return bill.known if bill.took is not None and known_dollars(bill.took) < bill.known else 0.0
 
 
 def _words(request: object) -> int:

@@ -44,6 +44,7 @@ class Call:
         fingerprint: The server's fingerprint of model and configuration.
         words: Number of words in the prompt.
         probe: Whether the call only tested that the model answers.
+        known_usd: Dollars of the attempts of known price, if `usage` has no price because another's is unknown.
     """
 
     role: str
@@ -60,6 +61,12 @@ class Call:
     fingerprint: str = ""
     words: int = 0
     probe: bool = False
+    known_usd: float = 0.0
+
+    @property
+    def dollars(self) -> float:
+        """Dollars that the call cost as far as known; 0 for a cached answer."""
+        return 0.0 if self.cached else max(known_dollars(self.usage), self.known_usd)
 
 
 @dataclass(frozen=True)
@@ -181,7 +188,7 @@ class CallLedger:
             self._spent = self._known_spent()
         now, lines, spent = round(time.time(), 3), [], self._spent
         for call in calls:
-            spent += 0.0 if call.cached else known_dollars(call.usage)
+            spent += call.dollars
             lines.append(ledger_line(call, now, spent))
         self._file.append("\n".join(lines))
         self._spent = spent
@@ -239,7 +246,7 @@ class CallLedger:
         """Return the dollars spent: the sum over all lines, at least the running total that any line states."""
         spent = 0.0
         for call in self.calls():
-            spent = max(spent + (0.0 if call.cached else known_dollars(call.usage)), call.spent)
+            spent = max(spent + call.dollars, call.spent)
         return spent
 
     def missing(self) -> str:

@@ -427,6 +427,48 @@ def test_what_was_paid_before_the_limit_stopped_an_attempt_is_in_the_ledger(tmp_
         assert len(server.calls) == 2
 
 
+def billed(text, usd):
+    """Return an answer that states its price; None for an answer without one."""
+    cost = {} if usd is None else {"cost": usd}
+    choice = {"message": {"content": text}, "finish_reason": "stop"}
+    return body(json.dumps({"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 1, **cost}}))
+
+
+@pytest.mark.parametrize(
+    ("attempts", "known"),
+    [
+        ([("", 0.5), ("yes", None)], 0.5),
+        ([("", None), ("", 0.25), ("yes", None)], 0.25),
+        ([("", None), ("yes", 0.125)], 0.125),
+        ([("", 0.5), ("", None), ("", 0.25)], 0.75),
+    ],
+)
+def test_known_cost_of_an_attempt_survives_another_without_a_price(tmp_path, attempts, known):
+    with fake_server() as server:
+        server.faults = [billed(text, usd) for text, usd in attempts]
+        gate = gateway(tmp_path, direct(server), limit=10.0, retries=len(attempts) - 1)
+        (reply,) = ask(gate, Request.of("a"))
+    assert isinstance(reply, LLMError) == (attempts[-1][0] == "")
+    assert gate._caller._budget.spent == known
+    log = CallLedger(tmp_path / "calls.jsonl")
+    assert log.spent() == known
+    (total,) = log.totals()
+    assert total.usd is None  # not all of it is known
+    lines = (tmp_path / "calls.jsonl").read_text()
+    assert json.loads(lines)["known_usd"] == json.loads(lines)["spent"] == known
+
+
+def test_costs_that_are_all_known_or_all_unknown_are_written_once(tmp_path):
+    with fake_server() as server:
+        server.faults = [billed("", 0.5), billed("yes", 0.25), billed("", None), billed("yes", None)]
+        gate = gateway(tmp_path, direct(server), concurrency=1)
+        ask(gate, Request.of("a"))
+        ask(gate, Request.of("b"))
+    lines = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
+    assert [line["usage"].get("usd") for line in lines] == [0.75, None]
+    assert not any("known_usd" in line for line in lines)
+
+
 def test_plugin_that_breaks_is_in_the_ledger_without_its_words(tmp_path):
     class Broken(LLM):
         name = "broken"

@@ -248,7 +248,7 @@ class OnRay(Executor):
             self._calls.add(*calls)
         for call in calls:
             if not call.cached:
-                self._budget.add(call.usage, call.model)
+                self._budget.add(call.usage, call.model, call.known_usd)
         limit = self._budget.limit
         if limit is not None and self._budget.spent >= limit and not self._spent:
             self._spent = True

@@ -12,6 +12,7 @@ from saeval.llm.ledger import (
     ledger_line as ledger_line,
 )
 from saeval.llm.role import RoleSettings as RoleSettings
+from saeval.llm.splitting import join_replies as join_replies, split_request as split_request
 from saeval.llm.transcript import (
     PromptReply as PromptReply,
     pack as pack,

@@ -23,6 +23,7 @@ from saeval.llm.caller import Bill, Caller, CallState, Question
 from saeval.llm.ledger import Call, CallLedger
 from saeval.llm.retries import Attempts
 from saeval.llm.role import RoleSettings
+from saeval.llm.splitting import all_or_none, join_replies, split_request
 from saeval.plugin.base import LLM
 from saeval.records import (
     FillReply,
@@ -37,6 +38,7 @@ from saeval.records import (
 )
 
 A = TypeVar("A", Reply, LogprobReply, FillReply)
+S = TypeVar("S", LogprobReply, FillReply)
 
 _LEASES = 3.0  # how long to wait for another process that asks the same question, in timeouts of a call
 _GRACE = 10.0  # seconds that a stopping run waits for calls in flight, which are billed anyway
@@ -146,7 +148,7 @@ class Gateway(LanguageModel):
             LLMError: If all attempts failed.
             BudgetExceeded: If the spending limit is reached.
         """
-        return await self._answer("logprobs", request, self._llm.logprobs, LogprobReply)
+        return await self._score("logprobs", request, self._llm.logprobs, LogprobReply)
 
     async def fill(self, request: FillRequest) -> FillReply:
         """Return log-probabilities of the choices in the gaps of texts, from the cache if possible.
@@ -155,7 +157,23 @@ class Gateway(LanguageModel):
             LLMError: If all attempts failed.
             BudgetExceeded: If the spending limit is reached.
         """
-        return await self._answer("fill", request, self._llm.fill, FillReply)
+        return await self._score("fill", request, self._llm.fill, FillReply)
+
+    async def _score(self, kind: str, request: Any, ask: Callable[[Any], Awaitable[S]], shape: type[S]) -> S:
+        """Return the answer to a scoring request, in parts if the server answers each prompt separately.
+
+        Every part is a call of its own. If one fails, parts that are not in flight are cancelled; finished ones stay in
+        the cache and in the ledger.
+        """
+        parts = split_request(request) if self._llm.scores_singly and self._llm.can_score else []
+        if len(parts) < 2 or self._is_kept(kind, request, shape):
+            return await self._answer(kind, request, ask, shape)
+        return join_replies(request, await all_or_none([self._answer(kind, part, ask, shape) for part in parts]))
+
+    def _is_kept(self, kind: str, request: Any, shape: type[S]) -> bool:
+        """Whether the cache has the answer to the whole request, from a version that did not split it."""
+        cleaned, text = encodable(request)
+        return self._kept(self._key(kind, text), cleaned, shape) is not None
 
     async def _answer(
         self, kind: str, request: Any, ask: Callable[[Any], Awaitable[A]], shape: type[A], roomier: Any = None

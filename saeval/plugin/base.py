@@ -407,6 +407,10 @@ class LLM(Plugin, LanguageModel):
     in_process: ClassVar[bool] = False
     """Whether the model runs in this process; such calls are free, and are made one at a time unless it `batches`."""
 
+    scores_singly: ClassVar[bool] = False
+    """Whether `logprobs` and `fill` send one request to the server per prompt and continuation, or per text. saeval
+    then asks for each separately, so that concurrency, retries, cache and spending limit apply to each."""
+
     model: str
     """Name of the model, without this plugin's prefix."""
 

@@ -55,6 +55,7 @@ class OpenAICompatible(LLM):
     """
 
     name = "openai_compatible"
+    scores_singly = True
 
     api_base: str = Field(pattern=r"^https?://")
     """Address of the server, up to and including `/v1`."""
@@ -63,7 +64,8 @@ class OpenAICompatible(LLM):
     key is sent. The key of a known provider is sent only to its own addresses and to this machine (`--allow-host`
     allows others)."""
     scores: bool = False
-    """Whether the server's `/completions` returns log-probabilities of the prompt (`echo`, as vLLM does)."""
+    """Whether the server's `/completions` returns log-probabilities of the prompt (`echo`, as vLLM does). Each prompt
+    with each continuation is then one call."""
     extra: dict[str, Any] = {}
     """Further fields of the request body, such as `{top_p: 0.9}`."""
     identity: str | None = None
@@ -202,9 +204,10 @@ class OpenAICompatible(LLM):
         if not self.scores:
             return await super().logprobs(request)
         starts = [request.prefix + prompt for prompt in request.prompts]
-        bodies = await asyncio.gather(
-            *(self._echo(start + continuation, 1) for start in starts for continuation in request.continuations)
-        )
+        # One after another: the gateway asks for each part separately, and limits how many are in flight.
+        bodies = [
+            await self._echo(start + continuation, 1) for start in starts for continuation in request.continuations
+        ]
         found, usage = [], Usage(usd=None)
         for i in range(len(starts)):
             row = []
@@ -224,7 +227,7 @@ class OpenAICompatible(LLM):
         if not self.scores:
             return await super().fill(request)
         ends = [(text[0], request.filler.join(("", *text[1:], ""))) for text in request.texts]
-        bodies = await asyncio.gather(*(self._echo(request.prefix + begin + end, _MOST) for begin, end in ends))
+        bodies = [await self._echo(request.prefix + begin + end, _MOST) for begin, end in ends]
         found, usage = [], Usage(usd=None)
         for text, (_, end), body in zip(request.texts, ends, bodies, strict=True):
             alternatives = {at: top for at, (_, top) in self._end(body, end).items()}

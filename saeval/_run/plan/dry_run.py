@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from saeval.llm import PromptReply, answer_json, prompt_replies
+from saeval.llm import PromptReply, answer_json, join_replies, prompt_replies, split_request
 from saeval.records import FillReply, FillRequest, LanguageModel, LogprobReply, LogprobRequest, Reply, Request, Usage
 
 A = TypeVar("A", Reply, LogprobReply, FillReply)
+S = TypeVar("S", LogprobReply, FillReply)
 
 CHARACTERS = 4.0
 """Assumed characters per token."""
@@ -27,6 +29,7 @@ class Counter(LanguageModel):
     Attributes:
         scores: Whether it scores continuations.
         longest: Maximum tokens of an answer.
+        singly: Whether each prompt of a scoring request is a call of its own.
         calls: Number of different requests.
         taken: Number of prompt tokens.
         fresh: Number of prompt tokens that are not in the prefix cache of a model in process.
@@ -38,6 +41,7 @@ class Counter(LanguageModel):
 
     scores: bool
     longest: int
+    singly: bool = False
     calls: int = 0
     taken: float = 0.0
     fresh: float = 0.0
@@ -51,7 +55,6 @@ class Counter(LanguageModel):
         return self.scores
 
     def _count(self, request: Any, reply: A, characters: int, fresh: int, turns: int = 0, answer: str = "") -> A:
-        self.asked += prompt_replies(request, reply)
         if request not in self.seen:  # equal requests are asked once
             self.seen.add(request)
             self.calls += 1
@@ -67,16 +70,31 @@ class Counter(LanguageModel):
         own = (
             lengths[-2:] if request.messages[-1].role == "assistant" else lengths[-1:]
         )  # the last turn may be the start of the answer
-        return self._count(request, Reply(answer, _USAGE), sum(lengths), sum(own), len(lengths), answer)
+        reply = Reply(answer, _USAGE)
+        self.asked += prompt_replies(request, reply)
+        return self._count(request, reply, sum(lengths), sum(own), len(lengths), answer)
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:
+        return self._count_parts(request, self._scored)
+
+    async def fill(self, request: FillRequest) -> FillReply:
+        return self._count_parts(request, self._filled)
+
+    def _count_parts(self, request: Any, count: Callable[[Any], S]) -> S:
+        """Count a scoring request, by its parts if the server answers each prompt separately."""
+        parts = split_request(request) if self.singly else []
+        reply = join_replies(request, [count(part) for part in parts]) if parts else count(request)
+        self.asked += prompt_replies(request, reply)
+        return reply
+
+    def _scored(self, request: LogprobRequest) -> LogprobReply:
         prompts, continuations = request.prompts, request.continuations
         own = sum(map(len, prompts)) * len(continuations) + len(prompts) * sum(map(len, continuations))
         scored = tuple(tuple((_LOGPROB,) * round(max(1, len(c) / CHARACTERS)) for c in continuations) for _ in prompts)
         characters = len(request.prefix) * len(prompts) * len(continuations) + own
         return self._count(request, LogprobReply(scored, _USAGE), characters, own)
 
-    async def fill(self, request: FillRequest) -> FillReply:
+    def _filled(self, request: FillRequest) -> FillReply:
         parts = [part for text in request.texts for part in text]
         filled = sum(map(len, parts)) + len(parts) * len(request.filler)
         weighed = tuple(tuple((_LOGPROB,) * len(request.choices) for _ in text) for text in request.texts)

@@ -349,7 +349,8 @@ def _plan_calls(
         results: Dictionary that receives the results by latent.
         speed: Measured speed of the model.
     """
-    counter = Counter(role.part.plugin.can_score, role.settings.max_tokens)
+    plugin = role.part.plugin
+    counter = Counter(plugin.can_score, role.settings.max_tokens, plugin.scores_singly)
     why = tried.why
     for record in tried.outcome.records.first(found.latents):
         rng = work.rng(task.run.seed, step.step, step.variant, record.latent)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+from aiohttp import web
 from fake_server import body, content, error, fake_server
 from gateways import ask, direct, gateway, through_litellm
 from planted_run import spec, truthful_server
@@ -19,9 +22,12 @@ from pydantic import ValidationError
 from saeval_plugins.llms import LiteLLM, OpenAICompatible, Replay, Scripted
 
 import saeval
-from saeval import InputError, LLMError
+from saeval import BudgetExceeded, InputError, LLMError
+from saeval._run.plan.dry_run import Counter
+from saeval.llm.answers import encodable
+from saeval.llm.cache import AnswerCache
 from saeval.llm.replay_export import export_replay
-from saeval.plugin import LogprobRequest, Message, Refused, Request, TokenLogprobs
+from saeval.plugin import FillRequest, LogprobRequest, Message, Refused, Request, TokenLogprobs
 
 
 @pytest.fixture(autouse=True)
@@ -350,6 +356,145 @@ def test_server_that_echoes_nothing_is_told_from_one_that_is_busy(tmp_path):
         with pytest.raises(LLMError, match="set scores: false"):
             score(tmp_path, server, request, cache=False)
         assert len(server.calls) == 1
+
+
+WINDOWS = LogprobRequest(tuple(f"window {i} says" for i in range(30)), (" so", " not so"), "all. ")
+GAPS = FillRequest(tuple((f"the sea{i}", " is") for i in range(20)), " blue", (" blue", " red"), "see: ")
+
+
+class Scoring:
+    """An echoing server that counts what is in flight, refuses more than `most` calls, and fails as `fault` says."""
+
+    def __init__(self, most=math.inf, fault=lambda number: None):
+        self.most, self.fault, self.now, self.peak, self.number = most, fault, 0, 0, 0
+        self.answered = []
+
+    async def answer(self, request):
+        sent = await request.json()
+        self.now += 1
+        self.number += 1
+        self.peak = max(self.peak, self.now)
+        fault = error(429, "too many") if self.now > self.most else self.fault(self.number)
+        try:
+            await asyncio.sleep(0.01)
+            if fault is not None:
+                return fault(request)
+            self.answered.append(sent["prompt"])
+            return web.json_response(echoed(sent["prompt"]))
+        finally:
+            self.now -= 1
+
+
+def echoed(prompt):
+    first, *others = prompt.split(" ")
+    tokens = [first, *(f" {word}" for word in others), "."]
+    tops = [{" blue": -0.5, " red": -1.5}] * len(tokens)
+    logprobs = {"tokens": tokens, "token_logprobs": [-float(len(token)) for token in tokens], "top_logprobs": tops}
+    usage = {"prompt_tokens": len(tokens) - 1, "completion_tokens": 1}
+    return {"choices": [{"text": "", "logprobs": logprobs}], "usage": usage}
+
+
+PRICED = {"usd_per_million_input": 1e4, "usd_per_million_output": 0.0}
+
+
+def scored(folder, requests, *, most=math.inf, fault=lambda number: None, **settings):
+    """Ask a server that echoes; return its counts, the replies (errors in their place), and the gateway."""
+
+    async def main():
+        served = Scoring(most, fault)
+        app = web.Application()
+        app.router.add_post("/v1/completions", served.answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        address = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+        gate = gateway(folder, OpenAICompatible(model="m", api_base=address, scores=True), **settings)
+        try:
+            calls = [gate.fill(r) if isinstance(r, FillRequest) else gate.logprobs(r) for r in requests]
+            return served, await asyncio.gather(*calls, return_exceptions=True), gate
+        finally:
+            await gate.finish()
+            await gate._llm.aclose()
+            await runner.cleanup()
+
+    return asyncio.run(main())
+
+
+def test_scoring_over_http_has_no_more_requests_in_flight_than_the_role_allows(tmp_path):
+    others = replace(WINDOWS, prefix="none. ")
+    served, replies, _ = scored(tmp_path, [WINDOWS, others, GAPS], concurrency=3)
+    assert served.peak == 3
+    assert replies[0].logprobs == (((-3.0,), (-4.0, -3.0)),) * 30
+    assert replies[1].logprobs == replies[0].logprobs
+    assert replies[2].logprobs == (((-0.5, -1.5),) * 2,) * 20
+    assert len(served.answered) == 60 + 60 + 20
+    assert replies[0].usage.input_tokens == 30 * (5 + 6)
+
+
+@pytest.mark.parametrize("request_", [WINDOWS, GAPS], ids=["logprobs", "fill"])
+def test_scoring_uses_a_server_that_takes_few_requests_at_a_time(tmp_path, request_):
+    served, (reply,), _ = scored(tmp_path, [request_], most=4, concurrency=4)
+    assert not isinstance(reply, Exception)
+    assert len(served.answered) == served.number  # none was refused
+    (tmp_path / "auto").mkdir()
+    served, (reply,), _ = scored(tmp_path / "auto", [request_], most=16, retries=50)
+    assert not isinstance(reply, Exception)
+
+
+@pytest.mark.parametrize("request_", [WINDOWS, GAPS], ids=["logprobs", "fill"])
+def test_part_of_a_scoring_request_that_fails_is_asked_again_alone(tmp_path, request_):
+    failing = {3, 7, 8}
+    served, (reply,), gate = scored(
+        tmp_path, [request_], fault=lambda n: error(503) if n in failing else None, concurrency=2, retries=3
+    )
+    assert not isinstance(reply, Exception)
+    assert served.number == len(served.answered) + 3
+    assert len(served.answered) == len(set(served.answered))
+    (total,) = gate._log.totals()
+    assert (total.input_tokens, total.failed) == (reply.usage.input_tokens, 0)
+
+
+@pytest.mark.parametrize("request_", [WINDOWS, GAPS], ids=["logprobs", "fill"])
+def test_scoring_request_that_fails_has_paid_for_what_was_answered_and_asks_no_more(tmp_path, request_):
+    served, (failed,), gate = scored(
+        tmp_path, [request_], fault=lambda n: error(400, "no") if n == 6 else None, concurrency=2, **PRICED
+    )
+    assert isinstance(failed, LLMError) and "no" in str(failed)
+    assert len(served.answered) < 10
+    (total,) = gate._log.totals()
+    assert total.calls - total.failed == len(served.answered)
+    assert gate._log.spent() == pytest.approx(gate._caller._budget.spent) == pytest.approx(total.usd)
+    assert total.usd == pytest.approx(sum(len(prompt.split(" ")) for prompt in served.answered) * 0.01)
+    again, (reply,), _ = scored(tmp_path, [request_], concurrency=2)
+    assert not isinstance(reply, Exception)
+    assert not set(again.answered) & set(served.answered)  # what was answered is not asked again
+
+
+def test_spending_limit_stops_a_scoring_request_between_its_parts(tmp_path):
+    served, (stopped,), gate = scored(tmp_path, [WINDOWS], limit=0.55, concurrency=1, **PRICED)
+    assert isinstance(stopped, BudgetExceeded)
+    assert 10 <= len(served.answered) <= 11
+    assert gate._log.spent() == pytest.approx(gate._caller._budget.spent)
+
+
+def test_answer_to_a_whole_scoring_request_in_the_cache_is_used(tmp_path):
+    request = LogprobRequest(("a", "b"), (" c",))
+    _, (reply,), gate = scored(tmp_path, [request])
+    (tmp_path / "older").mkdir()
+    store = AnswerCache(tmp_path / "older" / "calls.sqlite")
+    store.put({gate._key("logprobs", encodable(request)[1]): reply}, "m")  # as an earlier version kept it
+    served, (again,), _ = scored(tmp_path / "older", [request])
+    assert again.logprobs == reply.logprobs and not served.number
+
+
+def test_plan_counts_the_calls_that_scoring_makes(tmp_path):
+    for singly, calls in ((False, 2), (True, 80)):
+        counter = Counter(True, 100, singly)
+        asyncio.run(counter.logprobs(WINDOWS))
+        asyncio.run(counter.fill(GAPS))
+        assert counter.calls == calls
+    served, _, _ = scored(tmp_path, [WINDOWS, GAPS])
+    assert served.number == 80
 
 
 # --- scripted ---

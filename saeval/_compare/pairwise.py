@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import isnan
 from pathlib import Path
@@ -314,7 +314,7 @@ def _agreement(a: RunCell, b: RunCell) -> list[Agreement]:
     same = {i for i, text in a.texts.items() if b.texts.get(i) == text}
     found = []
     for scorer in dict.fromkeys(row.scorer for row in a.result.scores):
-        answers = [_answers(cell.judged(scorer), same) for cell in (a, b)]
+        answers = [_answers(cell, scorer, same) for cell in (a, b)]
         common = sorted(answers[0].keys() & answers[1].keys())
         if common:
             pair = [[side[key] for key in common] for side in answers]
@@ -325,13 +325,14 @@ def _agreement(a: RunCell, b: RunCell) -> list[Agreement]:
     return found
 
 
-def _answers(judged: Mapping[int, Sequence[Mapping[str, Any]]], latents: set[int]) -> dict[tuple[Any, ...], bool]:
-    """Return answers by latent, window, truth and repetition of the question."""
+def _answers(cell: RunCell, scorer: str, latents: set[int]) -> dict[tuple[Any, ...], bool]:
+    """Return answers by latent, window (its place and its text), truth and repetition of the question."""
     answers = {}
+    judged, texts = cell.judged(scorer), cell.window_texts
     seen: Counter[tuple[Any, ...]] = Counter()
     for latent in latents & judged.keys():
         for row in judged[latent]:
-            key = latent, row["example"], row["active"]
+            key = latent, row["example"], texts.get((latent, row["example"])), row["active"]
             seen[key] += 1
             if row["status"] == "ok" and row["predicted"] is not None:
                 answers[*key, seen[key]] = bool(row["predicted"])

@@ -48,6 +48,11 @@ class RunCell:
         return self._table("examples", columns) if (self.folder / "examples.parquet").exists() else []
 
     @cached_property
+    def window_texts(self) -> dict[tuple[int, str], str]:
+        """The text of each window, by latent and address (`context:start`); empty if windows are not recorded."""
+        return {(r["latent"], f"{r['context']}:{r['start']}"): "".join(r["tokens"]) for r in self.examples}
+
+    @cached_property
     def judgements(self) -> list[Row]:
         """Rows of `judgements.parquet`."""
         columns = ("latent", "scorer", "variant", "example", "active", "predicted", "probability", "decile", "status")

@@ -18,6 +18,7 @@ from saeval import InputError
 from saeval._compare.pairwise import compare, text
 from saeval.cli.group import main
 from saeval.plugin import derive_rng
+from saeval.results.cells import write_examples
 
 DETECTION, FUZZING = "detection.balanced_accuracy", "fuzzing.balanced_accuracy"
 
@@ -148,6 +149,22 @@ def test_judges_of_the_same_windows_and_explanations_have_an_agreement(tmp_path)
     assert (agreement.latents, agreement.windows, agreement.same) == (1, 5, 0.8)
     # Of five windows four alike; ten answers, five of them yes: 1 - 9 · 2 / (100 - 50) ...
     assert agreement.alpha == pytest.approx(1 - 9 * 2 / (100 - 25 - 25))
+
+
+def test_judges_agree_on_windows_of_equal_text_only(tmp_path):
+    values, answers = {DETECTION: scores("d", 2)}, [True, False, True, False]
+    runs = []
+    for name, words in (("a", "abcd"), ("b", "abxy")):
+        more = {"judgements": judged("detection", 0, answers), "explanations": explained({0: "rivers"})}
+        runs.append(write(tmp_path / name, values, more=more))
+        windows = [
+            {"latent": 0, "role": "score", "active": i % 2 == 0, "decile": None, "context": i, "start": 0, "document": i,
+             "tokens": [word, "!"], "activations": [1.0, 0.0]} for i, word in enumerate(words)
+        ]  # fmt: skip
+        (cell,) = (tmp_path / name / "cells").iterdir()
+        write_examples(cell / "examples.parquet", windows)
+    (agreement,) = compare(*runs).agreement
+    assert (agreement.windows, agreement.same) == (2, 1.0)
 
 
 # --- which cells ---

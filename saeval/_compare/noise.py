@@ -47,20 +47,20 @@ def score_noise(score: Score) -> ScoreNoise | None:
     headline = next(iter(score.values), "")
     if headline in ("balanced_accuracy", "accuracy"):
         answered = [o for o in judged if o.predicted is not None]
-        sides = sides_of(answered, balanced=headline == "balanced_accuracy")
+        sides = sides_of(answered, headline)
         return _of_shares([[o.predicted == o.active for o in side] for side in sides])
     return _of_ranking(judged, score.values["auroc"]) if headline == "auroc" else None
 
 
-def sides_of(outcomes: Sequence[Outcome], *, balanced: bool) -> list[list[Outcome]]:
-    """Return the groups of windows whose shares a score averages: for balanced accuracy, activating and others.
+def sides_of(outcomes: Sequence[Outcome], headline: str) -> list[list[Outcome]]:
+    """Return the groups of windows whose shares a score averages: all for accuracy, else activating ones and others.
 
     Args:
         outcomes: A latent's windows.
-        balanced: Whether the score is a balanced accuracy; else it is the share of all windows.
+        headline: Name of the score.
     """
     groups = [list(outcomes)]
-    if balanced:
+    if headline != "accuracy":
         groups = [[o for o in outcomes if o.active is active] for active in (True, False)]
     return list(filter(None, groups))
 

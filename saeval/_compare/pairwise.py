@@ -328,11 +328,12 @@ def _agreement(a: RunCell, b: RunCell) -> list[Agreement]:
 def _answers(cell: RunCell, scorer: str, latents: set[int]) -> dict[tuple[Any, ...], bool]:
     """Return answers by latent, window (its place and its text), truth and repetition of the question."""
     answers = {}
-    judged, texts = cell.judged(scorer), cell.window_texts
+    judged = cell.judged(scorer)
     seen: Counter[tuple[Any, ...]] = Counter()
     for latent in latents & judged.keys():
         for row in judged[latent]:
-            key = latent, row["example"], texts.get((latent, row["example"])), row["active"]
+            window = cell.windows.get((latent, row["example"]), {})
+            key = latent, row["example"], "".join(window.get("tokens", ())), row["active"]
             seen[key] += 1
             if row["status"] == "ok" and row["predicted"] is not None:
                 answers[*key, seen[key]] = bool(row["predicted"])

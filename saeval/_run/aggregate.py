@@ -339,12 +339,16 @@ def _floors(outcome: CellState, label: str, variant: str, metric: Metric) -> Flo
     """Return the baselines' scores for a cell and metric; None if `variant` is itself a baseline."""
     if variant != MAIN:
         return None
-    baselines = [name for name in outcome.cell.alternatives if name not in (AGAIN, *HALVES)]
-    scored = {name: outcome.scored.get((label, name)) for name in baselines}
+    scored = {name: outcome.scored.get((label, name)) for name in _baselines(outcome)}
     values = {name: found.values(metric.name) for name, found in scored.items() if found}
     own = outcome.scored[label, MAIN]
     uninformed = [name for name in outcome.cell.floors if name in values]
     return Floors(values, uninformed, {name: own.same(found) for name in uninformed if (found := scored[name])})
+
+
+def _baselines(outcome: CellState) -> list[str]:
+    """Return the names of a cell's explanation baselines; repetitions of its own explainer are none."""
+    return [name for name in outcome.cell.alternatives if name not in (AGAIN, *HALVES)]
 
 
 _BY_WINDOW = ("balanced_accuracy", "accuracy")
@@ -436,8 +440,7 @@ def _halves(outcome: CellState, label: str, metric: str) -> Halves | None:
 
 def _powers(task: Task, outcome: CellState) -> Iterator[Power]:
     """Yield each scorer's power to distinguish the cell's own explanations from those of each informed baseline."""
-    repeated = (AGAIN, *HALVES)
-    informed = [name for name in outcome.cell.alternatives if name not in (*outcome.cell.floors, *repeated)]
+    informed = [name for name in _baselines(outcome) if name not in outcome.cell.floors]
     for label, step in outcome.cell.scorers.items():
         metric = step.part.plugin.metrics[0]
         own = outcome.scored.get((label, MAIN), Scored()).values(metric.name)

@@ -132,11 +132,11 @@ class Scored:
         """Count a latent's windows, and bound its score by judging unanswered windows wrongly or correctly."""
         if score.status == "skipped":
             return
-        balanced = next(iter(score.values), "balanced_accuracy") != "accuracy"
+        headline = next(iter(score.values), "")
         self.unasked += not score.outcomes
         self.asked += len(score.outcomes)
         worst, best = [], []
-        for side in sides_of(score.outcomes, balanced=balanced):
+        for side in sides_of(score.outcomes, headline):
             answers = [o.predicted == o.active for o in side if o.status == "ok" and o.predicted is not None]
             self.answered += len(answers)
             worst.append(sum(answers) / len(side))

@@ -47,7 +47,6 @@ def _write_explanations(cell: RunCell, folder: Path, hookpoint: str) -> None:
 
 def _write_scores(cell: RunCell, root: Path, hookpoint: str) -> list[str]:
     lost = []
-    windows = {(row["latent"], f"{row['context']}:{row['start']}"): row for row in cell.examples}
     for scorer, rows in cell.rows().items():
         if not any(row.metric == "balanced_accuracy" for row in rows):
             lost.append(f"{cell.name}: Delphi's files cannot represent scores of {scorer}; they are omitted.")
@@ -56,7 +55,7 @@ def _write_scores(cell: RunCell, root: Path, hookpoint: str) -> list[str]:
         folder.mkdir(parents=True)
         unanswered = 0
         for latent, judged in cell.judged(scorer).items():
-            items = [_item(row, windows.get((latent, row["example"]), {})) for row in judged]
+            items = [_item(row, cell.windows.get((latent, row["example"]), {})) for row in judged]
             unanswered += sum(row["status"] != "ok" for row in judged)
             name = f"{hookpoint}_latent{latent}.txt"
             write_atomic(folder / name, json.dumps(items, ensure_ascii=False))

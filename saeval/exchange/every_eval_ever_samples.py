@@ -44,7 +44,6 @@ def write_samples(file: Path, cell: RunCell, record: dict[str, Any]) -> dict[str
 
 def _samples(cell: RunCell, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield a sample per judged window of the cell's own explanations."""
-    windows = {(row["latent"], f"{row['context']}:{row['start']}"): "".join(row["tokens"]) for row in cell.examples}
     results = {result["evaluation_result_id"]: result["evaluation_name"] for result in record["evaluation_results"]}
     named = {label: f"{cell.name}/{label}.{rows[0].metric}" for label, rows in cell.rows().items()}
     judges = {label: rows[0].judge for label, rows in cell.rows().items()}
@@ -53,7 +52,8 @@ def _samples(cell: RunCell, record: dict[str, Any]) -> Iterator[dict[str, Any]]:
         asked = row["predicted"] is not None or row["status"] != "ok"
         if row["variant"] != MAIN or result not in results or not asked:
             continue
-        text = windows.get((row["latent"], row["example"]))
+        window = cell.windows.get((row["latent"], row["example"]))
+        text = None if window is None else "".join(window["tokens"])
         explanation = cell.texts.get(row["latent"], "")
         about = {"latent": str(row["latent"]), "scorer": row["scorer"], "window": row["example"]}
         about |= {"judge": str(judges[row["scorer"]])} if judges[row["scorer"]] else {}

@@ -48,9 +48,9 @@ class RunCell:
         return self._table("examples", columns) if (self.folder / "examples.parquet").exists() else []
 
     @cached_property
-    def window_texts(self) -> dict[tuple[int, str], str]:
-        """The text of each window, by latent and address (`context:start`); empty if windows are not recorded."""
-        return {(r["latent"], f"{r['context']}:{r['start']}"): "".join(r["tokens"]) for r in self.examples}
+    def windows(self) -> dict[tuple[int, str], Row]:
+        """Rows of `examples.parquet` by latent and address (`context:start`), as judgements name them."""
+        return {(row["latent"], f"{row['context']}:{row['start']}"): row for row in self.examples}
 
     @cached_property
     def judgements(self) -> list[Row]:

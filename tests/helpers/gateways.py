@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from saeval_plugins.llms import LiteLLM, OpenAICompatible
 
 from saeval.llm.budget import Budget
@@ -27,6 +28,15 @@ def direct(server, **options):
 
 def through_litellm(server):
     return LiteLLM(model="openai/m", api_base=server.url)
+
+
+BOTH_DOORS = [direct, pytest.param(through_litellm, marks=pytest.mark.slow)]
+"""Clients of a server in OpenAI's format, as parameters of tests."""
+
+
+def with_key_and_short_waits(monkeypatch):
+    monkeypatch.setattr("saeval.llm.retries._FIRST_WAIT", 0.01)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
 
 
 def ask(gate, *requests, **options):

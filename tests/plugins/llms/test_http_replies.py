@@ -7,7 +7,7 @@ import json
 import pytest
 from aiohttp import web
 from fake_server import error, fake_server
-from gateways import ask, direct, gateway, through_litellm
+from gateways import BOTH_DOORS, ask, direct, gateway, with_key_and_short_waits
 
 from saeval import LLMError
 from saeval.plugin import Refused, Request
@@ -15,11 +15,10 @@ from saeval.plugin import Refused, Request
 
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
-    monkeypatch.setattr("saeval.llm.retries._FIRST_WAIT", 0.01)
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
+    with_key_and_short_waits(monkeypatch)
 
 
-@pytest.fixture(params=[direct, pytest.param(through_litellm, marks=pytest.mark.slow)])
+@pytest.fixture(params=BOTH_DOORS)
 def client(request):
     return request.param
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from fake_server import content, error, fake_server
-from gateways import ask, direct, gateway, through_litellm
+from gateways import BOTH_DOORS, ask, direct, gateway, with_key_and_short_waits
 from planted_run import spec, truthful_server
 from saeval_plugins.llms import LiteLLM, OpenAICompatible
 
@@ -24,11 +24,10 @@ TEMPLATE = "While executing CallExpression: Jinja Exception: System role not sup
 @pytest.fixture(autouse=True)
 def _alone(tmp_path, monkeypatch):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-0123456789")
-    monkeypatch.setattr("saeval.llm.retries._FIRST_WAIT", 0.01)
+    with_key_and_short_waits(monkeypatch)
 
 
-@pytest.fixture(params=[direct, pytest.param(through_litellm, marks=pytest.mark.slow)])
+@pytest.fixture(params=BOTH_DOORS)
 def client(request):
     return request.param
 

@@ -103,6 +103,7 @@ class Caller:
     ):
         self._llm, self._model, self._settings = llm, model, settings
         self._budget, self._begin = budget, begin
+        self._spending = budget.role(free=llm.in_process or llm.batches or _costs_nothing(settings))
         self._limiter = _limiter(llm, settings)
         self._timeout = Timeout(None if llm.in_process or llm.batches else settings.timeout)
         self._waits = Waits(role, llm, self._limiter, tell)
@@ -130,15 +131,12 @@ class Caller:
         while True:
             tries.made += 1
             try:
-                answer = await self._attempt(question, ask, work, tries)
-                self._pay(bill, answer.usage, question.sent, answer, cut=_is_cut(answer))
+                answer = await self._attempt(question, ask, work, tries, bill)
                 if not _is_cut(answer):
                     self._room.note(whole=True, raised=question.raised and question.roomier is not None)
                     return answer
                 cut = answer
             except LLMError as error:
-                if error.usage is not None:
-                    self._pay(bill, error.usage, question.sent, cut=error.cut)
                 if not error.cut:
                     no_room = question.roomier is not None and question.raised and _may_be_too_much(error)
                     if no_room and cut is not None:
@@ -178,18 +176,37 @@ class Caller:
         await asyncio.sleep(seconds)
 
     async def _attempt(
-        self, question: Question, ask: Callable[[Any], Awaitable[A]], work: CallState, tries: Attempts
+        self, question: Question, ask: Callable[[Any], Awaitable[A]], work: CallState, tries: Attempts, bill: Bill
     ) -> A:
+        """Ask once, as soon as the role's concurrency and the budget allow it, and bill the attempt."""
         with tries.queued():
             if question.roomier is not None and not question.raised:
                 await self._room.settled()
             epoch = await self._limiter.enter()
         refused: bool | None = None
+        try:
+            with tries.queued():
+                await self._spending.enter()
+            try:
+                answer = await self._call(question, ask, work)
+                self._pay(bill, answer.usage, question.sent, answer, cut=_is_cut(answer))
+            except LLMError as error:
+                if error.usage is not None:
+                    self._pay(bill, error.usage, question.sent, cut=error.cut)
+                refused = error.retryable
+                raise
+            finally:
+                self._spending.leave()  # after the bill, so that calls that wait are admitted with what this one cost
+            refused = False
+            return answer
+        finally:
+            self._limiter.leave(epoch, refused)
+
+    async def _call(self, question: Question, ask: Callable[[Any], Awaitable[A]], work: CallState) -> A:
         question.raised |= self._room.needed or question.roomier is None
         request = question.request if question.roomier is None or not question.raised else question.roomier
         question.sent = request
         try:
-            self._budget.check()
             self._begin(question)
             self._waits.begin()
             work.in_flight = not self._llm.in_process
@@ -204,17 +221,10 @@ class Caller:
             if isinstance(answer, Reply):
                 answer = writable(answer)
                 self._check(answer)
-            refused = False
             return answer
-        except LLMError as error:
-            refused = error.retryable
-            work.in_flight = False
-            raise
         except BaseException:
             work.in_flight = False
             raise
-        finally:
-            self._limiter.leave(epoch, refused)
 
     async def _contained(self, call: Awaitable[A]) -> A:
         """Wait for a plugin's call; if it exits or cancels itself, only this call fails, not the run.
@@ -256,6 +266,7 @@ class Caller:
         usage = self._pricing.bill(usage, request, answer, cut=cut)
         bill.add(usage)
         self._budget.add(usage, self._model)
+        self._spending.add(usage)
 
 
 def _limiter(llm: LLM, settings: RoleSettings) -> Limiter:
@@ -264,6 +275,10 @@ def _limiter(llm: LLM, settings: RoleSettings) -> Limiter:
     if llm.in_process:
         return Limiter(1)
     return AdaptiveLimiter() if settings.concurrency == "auto" else Limiter(settings.concurrency)
+
+
+def _costs_nothing(settings: RoleSettings) -> bool:
+    return settings.usd_per_million_input == 0 and settings.usd_per_million_output == 0
 
 
 def _may_be_too_much(error: LLMError) -> bool:

@@ -18,7 +18,7 @@ from saeval._run.executors.ray_shares import Shares, divide
 from saeval._run.executors.ray_worker import Message, News, Stop, Worker, WorkerSetup, collect_cells, identity
 from saeval._run.local_models import asks_model_in_process, collects_with_model
 from saeval._run.steps import StepInput, StepOutput
-from saeval._util import Display, InputError, SaevalError
+from saeval._util import BudgetExceeded, Display, InputError, SaevalError
 from saeval.llm import Budget, Call, CallLedger
 from saeval.records import Explanation, LatentId, Score, Usage
 from saeval.task import Task, plain
@@ -135,6 +135,15 @@ class OnRay(Executor):
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
         """Start the workers."""
+        try:
+            async with self._started():
+                yield
+        except BudgetExceeded:
+            self._budget.check()  # names what all workers spent, now that no call is in flight
+            raise
+
+    @asynccontextmanager
+    async def _started(self) -> AsyncIterator[None]:
         import ray
 
         actor = ray.remote(Worker).options(

@@ -1,0 +1,193 @@
+"""The spending limit holds with many calls in flight, names what was spent, and slows or blocks no other call."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+
+import pytest
+from fake_server import content, error, fake_server
+from gateways import ask, direct, gateway
+from planted_run import spec, truthful_server
+
+import saeval
+from saeval import BudgetExceeded
+from saeval.llm.budget import Budget
+from saeval.plugin import Request, Usage
+
+CENT = {"usd_per_million_input": 100.0, "usd_per_million_output": 0.0}  # a call of the fake server takes 100 tokens
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch):
+    monkeypatch.setattr("saeval.llm.retries._FIRST_WAIT", 0.01)
+
+
+def requests(n):
+    return [Request.of(f"question {i}") for i in range(n)]
+
+
+@pytest.mark.parametrize("concurrency", [1, 7, 200, "auto"])
+@pytest.mark.parametrize("limit", [0.05, 0.123])
+def test_limit_is_exceeded_by_a_call_at_most_whatever_the_concurrency(tmp_path, concurrency, limit):
+    with fake_server() as server:
+        server.delay = 0.05
+        gate = gateway(tmp_path, direct(server), limit=limit, concurrency=concurrency, **CENT)
+        replies = ask(gate, *requests(150))
+    stopped = {str(reply) for reply in replies if isinstance(reply, BudgetExceeded)}
+    assert limit <= server.answered * 0.01 < limit + 0.01 + 1e-9
+    assert sum(not isinstance(reply, Exception) for reply in replies) == server.answered
+    assert stopped == {
+        f"${server.answered * 0.01:.4f} spent of ${limit:.4f} allowed; rerun with a higher --max-cost to resume"
+    }
+    assert gate._log.spent() == pytest.approx(server.answered * 0.01)
+
+
+def test_run_with_many_calls_in_flight_stops_at_its_limit_and_names_what_it_spent(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    with truthful_server() as server:
+        server.delay = 0.2
+        task = spec(server)
+        task["llms"] = {role: {**model, **CENT, "concurrency": 100} for role, model in task["llms"].items()}
+        with pytest.raises(BudgetExceeded, match=r"^\$0.1[0-9]00 spent of \$0.1000 allowed") as stopped:
+            saeval.run(task, out=tmp_path / "run", max_cost=0.1)
+        spent = sum(row.usd for row in saeval.read(tmp_path / "run").ledger)
+        assert server.answered == round(spent * 100) <= 10 + 1
+        assert f"${spent:.4f} spent" in str(stopped.value)
+        result = saeval.run(task, out=tmp_path / "run", max_cost=100)
+    assert not result.partial
+
+
+def test_calls_that_cost_nothing_or_have_no_limit_are_all_in_flight_at_once(tmp_path):
+    free = {"usd_per_million_input": 0.0, "usd_per_million_output": 0.0}
+    for name, options in (("free", {"limit": 1.0, **free}), ("no limit", CENT)):
+        (tmp_path / name).mkdir()
+        with fake_server() as server:
+            server.delay = 0.3
+            ask(gateway(tmp_path / name, direct(server), concurrency=40, **options), *requests(40))
+            assert server.most_in_flight == 40
+
+
+def test_unknown_price_slows_no_call_but_the_first(tmp_path):
+    with fake_server() as server:
+        server.delay = 0.1
+        gate = gateway(tmp_path, direct(server), limit=1.0, concurrency=40)
+        ask(gate, *requests(60))
+        assert server.most_in_flight == 40
+
+
+def test_limit_far_away_slows_no_call_but_the_first(tmp_path):
+    with fake_server() as server:
+        server.delay = 0.1
+        replies = ask(gateway(tmp_path, direct(server), limit=50.0, concurrency=40, **CENT), *requests(100))
+        assert server.most_in_flight == 40 and not any(isinstance(reply, Exception) for reply in replies)
+
+
+def test_calls_that_fail_make_room_for_others(tmp_path):
+    with fake_server() as server:
+        server.chooses = lambda _, number: error(503) if number % 3 else None
+        gate = gateway(tmp_path, direct(server), limit=0.2, concurrency=50, retries=30, **CENT)
+        replies = ask(gate, *requests(60))
+    assert sum(isinstance(reply, BudgetExceeded) for reply in replies) == 40
+    assert gate._caller._budget.spent == pytest.approx(0.2)
+
+
+def test_attempts_that_are_billed_without_an_answer_count(tmp_path):
+    with fake_server() as server:
+        server.always = content("")
+        gate = gateway(tmp_path, direct(server), limit=0.1, concurrency=50, retries=3, **CENT)
+        ask(gate, *requests(40))
+        assert len(server.calls) in (10, 11)
+
+
+def test_cancelled_calls_make_room_for_others(tmp_path):
+    async def main(gate):
+        try:
+            first = [asyncio.ensure_future(gate.complete(request)) for request in requests(30)]
+            await asyncio.sleep(0.05)  # four are in flight, the others wait
+            for call in first:
+                call.cancel()
+            others = (gate.complete(Request.of(f"other {i}")) for i in range(5))
+            return await asyncio.wait_for(asyncio.gather(*others), 5)
+        finally:
+            await gate.finish()
+            await gate._llm.aclose()
+
+    with fake_server("yes") as server:
+        server.delay = 0.2
+        replies = asyncio.run(main(gateway(tmp_path, direct(server), limit=0.12, concurrency=30, **CENT)))
+        assert [reply.text for reply in replies] == ["yes"] * 5
+        assert server.answered == 9
+
+
+def test_roles_share_the_limit_and_none_waits_for_the_first_price_of_another():
+    async def main():
+        budget = Budget(1.0)
+        slow, quick = budget.role(), budget.role()
+        for _ in range(4):
+            await slow.enter()
+        waiting = asyncio.ensure_future(slow.enter())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await asyncio.wait_for(quick.enter(), 1)  # every role may have one
+        budget.add(Usage(usd=0.18), "m")
+        quick.add(Usage(usd=0.18))
+        quick.leave()
+        others = [asyncio.ensure_future(quick.enter()) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert [call.done() for call in others] == [False, False]  # four calls in flight may cost 0.72
+        slow.leave()  # failed, and cost nothing
+        await asyncio.sleep(0)
+        assert (waiting.done(), [call.done() for call in others]) == (True, [False, False])
+        for _ in range(2):
+            slow.leave()
+        await asyncio.sleep(0)
+        assert [call.done() for call in others] == [True, True]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_call_waits_forever_whatever_fails_or_is_cancelled(seed):
+    chance = random.Random(seed)
+    limit = chance.choice([0.0, 0.07, 0.5, 3.0])
+
+    async def call(budget, role, price):
+        await role.enter()
+        try:
+            await asyncio.sleep(chance.random() * 0.004)
+            if chance.random() < 0.3:
+                raise ValueError
+            usage = Usage(usd=None if price is None else price * (0.5 + chance.random()))
+            budget.add(usage, "m")
+            role.add(usage)
+        finally:
+            role.leave()
+
+    async def main():
+        budget = Budget(limit)
+        roles = [(budget.role(free=free), price) for free, price in ((False, 0.01), (False, None), (True, 0.0))]
+        calls = []
+        for _ in range(300):
+            calls.append(asyncio.ensure_future(call(budget, *chance.choice(roles))))
+            if chance.random() < 0.3:
+                chance.choice(calls).cancel()
+            if chance.random() < 0.2:
+                await asyncio.sleep(0.001)
+        found = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20)
+        assert all(role.in_flight == 0 for role, _ in roles)
+        assert not any(place for role, _ in roles for place in role.waiting if not place.done())
+        assert budget.spent <= limit + 0.05
+        if any(isinstance(end, BudgetExceeded) for end in found):
+            assert budget.spent >= limit
+
+    asyncio.run(main())
+
+
+def test_stopping_at_the_limit_takes_no_longer_than_the_calls_in_flight(tmp_path):
+    with fake_server() as server:
+        server.delay = 0.2
+        began = time.monotonic()
+        ask(gateway(tmp_path, direct(server), limit=0.04, concurrency=300, **CENT), *requests(300))
+        assert time.monotonic() - began < 5 and server.answered == 4

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saeval._compare.leaderboard import Leaderboard
+from saeval._compare.settings import differing_settings
 from saeval._compare.weighting import Weights, weighted_note, with_weights
 from saeval._util import WIDTH, InputError, aligned, counted, did_you_mean, fold, interval, number
 from saeval.records import MAIN, CellResult, RunResult, read_result, split_ranking
@@ -257,12 +258,16 @@ def _notes(entries: Sequence[Entry]) -> list[str]:
         if marked := list(dict.fromkeys(e.facts["run"] for e in entries if e.facts[mark] == "yes")):
             found.append(f"{mark.capitalize()}: {', '.join(marked)}.")
     for scorer in dict.fromkeys(row.scorer for e in entries for row in e.cell.scores):
-        for what in ("judge", "plugin"):
-            having = [e for e in entries if any(r.scorer == scorer for r in e.cell.scores)]
+        having = [e for e in entries if any(r.scorer == scorer for r in e.cell.scores)]
+        known = all(f"scorers.{scorer}" in e.cell.settings for e in having)
+        for what in ("judge",) if known else ("judge", "plugin"):
             values = _by_value(having, partial(_fact_of_scorer, scorer=scorer, what=what))
             if len(values) > 1:
                 found.append(f"{scorer}: {_said(what, values)}; this may cause part of a difference.")
-    return found
+    cells: dict[str, list[CellResult]] = {}
+    for e in entries:
+        cells.setdefault(e.facts["run"], []).append(e.cell)
+    return [*found, *(f"{text}; this may cause part of a difference." for text in differing_settings(cells))]
 
 
 def _fact_of_scorer(entry: Entry, scorer: str, what: str) -> str:

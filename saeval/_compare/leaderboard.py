@@ -271,7 +271,7 @@ class _Ranked:
     def _lifts(cls, cells: Sequence[CellResult], rows: Mapping[str, ScoreRow], lifted: Mapping[Key, Lifted]) -> _Ranked:
         import numpy as np
 
-        groups = list(dict.fromkeys(key_of(rows[c.cell]) for c in cells))
+        groups = list(dict.fromkeys(key_of(c, rows[c.cell]) for c in cells))
         names = [name for key in groups for name in lifted[key].cells]
         values = np.concatenate([lifted[key].values for key in groups])
         covariance = np.zeros((len(names), len(names)))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from saeval._compare import stats
 from saeval._compare.lifts import Paired, lifts
+from saeval._compare.settings import settings_sha
 from saeval.records import MAIN, CellResult, ScoreRow
 
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 _ALIKE = 0.98  # minimum share of equal answers for saying that a judge ignores the explanation
 _FEWEST = 20  # minimum windows for saying so
 
-Key = tuple[str, str, str, str | None]
-"""Scorer, metric, plugin and judge; floors are pooled over rows with the same key."""
+Key = tuple[str, str, str, str | None, str]
+"""Scorer, metric, plugin, judge and settings; floors are pooled over rows with the same key."""
 
 
 @dataclass(frozen=True)
@@ -90,24 +91,24 @@ def with_lifts(cells: Sequence[CellResult]) -> tuple[list[CellResult], dict[Key,
     for cell in cells:
         for row in cell.scores:
             if row.variant == MAIN and row.against is not None and row.ci95 is not None:
-                groups.setdefault(key_of(row), []).append((cell.cell, row))
+                groups.setdefault(key_of(cell, row), []).append((cell.cell, row))
     found = {key: _lifted(rows) for key, rows in groups.items()}
     made = {(name, key): i for key, lifted in found.items() for i, name in enumerate(lifted.cells)}
 
     def row_with_lift(cell: CellResult, row: ScoreRow) -> ScoreRow:
-        place = made.get((cell.cell, key_of(row))) if row.variant == MAIN else None
+        place = made.get((cell.cell, key_of(cell, row))) if row.variant == MAIN else None
         if place is None:  # results of an earlier version hold lifts over chance
             return row.model_copy(update={"lift": None, "lift_ci95": None})
-        return _with_lift(row, found[key_of(row)], place)
+        return _with_lift(row, found[key_of(cell, row)], place)
 
     return [
         cell.model_copy(update={"scores": [row_with_lift(cell, row) for row in cell.scores]}) for cell in cells
     ], found
 
 
-def key_of(row: ScoreRow) -> Key:
-    """Return the key of a row; floors are pooled over rows with the same key."""
-    return row.scorer, row.metric, row.plugin, row.judge
+def key_of(cell: CellResult, row: ScoreRow) -> Key:
+    """Return the key of a cell's row; floors are pooled over rows with the same key."""
+    return row.scorer, row.metric, row.plugin, row.judge, settings_sha(cell, f"scorers.{row.scorer}")
 
 
 def _lifted(rows: Sequence[tuple[str, ScoreRow]]) -> Lifted:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saeval._compare import stats
+from saeval._compare.settings import differing_settings
 from saeval._util import WIDTH, InputError, aligned, aligned_rows, derive_rng, did_you_mean, fold, interval, number
 from saeval.records import RunResult, ScoreRow
 from saeval.results import RunCell, open_run
@@ -351,6 +352,9 @@ def _warnings(a: _Side, b: _Side, *, same: bool) -> list[str]:
     ):
         if one and other and one != other and not (same and what in ("explainers", "judges")):
             found.append(f"The {what} differ ({one}; {other}), so the difference may not be due to coders alone.")
+    for difference in differing_settings({"A": [a.cell.result], "B": [b.cell.result]}):
+        if not (same and difference.startswith("explainer:")):
+            found.append(f"{difference}; this may cause part of the difference.")
     for side in (a, b):
         for mark, on in (("made up (synthetic)", side.run.synthetic), ("partial", side.run.partial)):
             if on:

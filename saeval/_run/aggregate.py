@@ -46,6 +46,7 @@ from saeval.records import (
     Ledger,
     Measure,
     Metric,
+    PartSettings,
     Power,
     RunResult,
     ScorerCheck,
@@ -55,7 +56,7 @@ from saeval.records import (
 from saeval.task import AGAIN, HALVES, OF_ALL_LATENTS, REPEATED
 
 if TYPE_CHECKING:
-    from saeval.task import Cell, StepPart, Task
+    from saeval.task import Cell, Part, StepPart, Task
 
 _ELSEWHERE = (
     "fvu",
@@ -79,12 +80,12 @@ def summarise(
 ) -> RunResult:
     """Return the result of a run from its finished work; `warnings` come before the run's own."""
     task, outcomes = state.task, state.cells
-    parts = {p.label: p for p in task.parts()}
-    synthetic = any(getattr(p.plugin, "synthetic", False) for p in parts.values())
-    recorded = any(getattr(p.plugin, "recorded", False) for p in parts.values())
+    parts = {(p.label, p.plugin.model_dump_json()): p for p in task.parts()}.values()
+    synthetic = any(getattr(p.plugin, "synthetic", False) for p in parts)
+    recorded = any(getattr(p.plugin, "recorded", False) for p in parts)
     cells, _ = with_lifts([_cell_result(task, outcome, state.done) for outcome in outcomes.values()])
     contestants = [outcome for outcome in outcomes.values() if outcome.cell.baseline is None]
-    single_files = [part for part in parts.values() if part.loaded.sha]
+    single_files = [part for part in parts if part.loaded.sha]
     return RunResult(
         run_id=run_id,
         task=task.name,
@@ -110,7 +111,7 @@ def summarise(
             *warnings_of(task, cells, outcomes, partial=partial, synthetic=synthetic),
             *([RECORDED] * recorded),
         ],
-        components={"plugins": {label: p.identity for label, p in parts.items()}, "packages": packages()},
+        components={"plugins": [part.identity for part in parts], "packages": packages()},
         seconds={k: round(v, 2) for k, v in seconds.items()},
     )
 
@@ -181,6 +182,7 @@ def _cell_result(task: Task, outcome: CellState, done: bool) -> CellResult:
         subject=str(facts.get("subject", "")),
         corpus=str(store.manifest["files"]["tokens.npy"]["blake2b"]),
         explainer=explainer,
+        settings=_settings(cell),
         measures=measures,
         counts={**outcome.counts, "explained": explained},
         scores=rows,
@@ -190,6 +192,16 @@ def _cell_result(task: Task, outcome: CellState, done: bool) -> CellResult:
         variance=parts,
         cautions=cautions_of(outcome),
     )
+
+
+def _settings(cell: Cell) -> dict[str, PartSettings]:
+    """Return the settings of a cell's sampler, explainer and scorers."""
+    scorers = {f"scorers.{label}": step.part for label, step in cell.scorers.items()}
+    parts: dict[str, Part[Any]] = {"sampler": cell.sampler, "explainer": cell.explainer.part, **scorers}
+    return {
+        name: PartSettings(plugin=part.label, options=part.plugin.model_dump(mode="json"), sha=part.sha)
+        for name, part in parts.items()
+    }
 
 
 def _measures(task: Task) -> list[Measure]:

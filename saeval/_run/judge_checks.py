@@ -23,11 +23,6 @@ def _place(role: RolePart) -> Path:
     return cache_dir() / "judge-checks" / f"{content_hash('judge', role.identity)}.json"
 
 
-def prompts_of(step: StepPart[Any]) -> str:
-    """Return a hash of a scorer's plugin, options and prompts."""
-    return content_hash(step.part.loaded.id, step.part.plugin.fingerprint())
-
-
 def keep(task: Task, result: RunResult) -> None:
     """Save the result of a check.
 
@@ -66,7 +61,7 @@ def _scorers(task: Task, rows: list[ScoreRow], windows: Mapping[str, int]) -> li
         found.append(
             ScorerCheck(
                 scorer=row.scorer,
-                asks=prompts_of(steps[row.scorer]),
+                asks=steps[row.scorer].part.sha,
                 balanced_accuracy=row.value,
                 ci95=row.ci95,
                 n=row.n,
@@ -89,8 +84,7 @@ def find(role: RolePart) -> JudgeCheck | None:
 
 def of_scorer(check: JudgeCheck | None, step: StepPart[Any]) -> ScorerCheck | None:
     """Return the check of a judge under a scorer with the same prompts; None if there is none."""
-    asks = prompts_of(step)
-    return next((found for found in check.scorers if found.asks == asks), None) if check else None
+    return next((found for found in check.scorers if found.asks == step.part.sha), None) if check else None
 
 
 def command(task: Task, role: RolePart) -> str:

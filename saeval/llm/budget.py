@@ -108,7 +108,7 @@ class Budget:
         return expected + self._estimate(role) <= self.limit
 
     def _estimate(self, role: RoleSpending) -> float:
-        """Return the expected dollars of a call: its role's mean, or the highest mean of any role before that is known."""
+        """Return a call's expected dollars: its role's mean; before that is known, the highest mean of any role."""
         if role.calls or role.free:
             return role.mean
         return max(other.mean for other in self._roles)

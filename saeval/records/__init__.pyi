@@ -47,6 +47,7 @@ from saeval.records.results import (
     JudgeCheck as JudgeCheck,
     JudgeRole as JudgeRole,
     Ledger as Ledger,
+    PartSettings as PartSettings,
     Ranking as Ranking,
     RunResult as RunResult,
     ScorerCheck as ScorerCheck,

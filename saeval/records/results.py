@@ -23,6 +23,17 @@ Ranking = Literal["lift", "raw"]
 """What ranks a leaderboard: `lift` (score minus floor) or `raw` (the score)."""
 
 
+class PartSettings(Documented):
+    """Plugin and options of one part of a cell."""
+
+    plugin: str
+    """Full name and version of the plugin, `saeval/detection 0.1.0`."""
+    options: dict[str, JsonValue]
+    """Its options, defaults included."""
+    sha: str
+    """Hash of plugin, options, prompts, and contents of files that the options name."""
+
+
 class CellResult(Documented):
     """Results of one cell of the matrix (one coder, hookpoint, explainer …): measures, counts and scores."""
 
@@ -40,6 +51,8 @@ class CellResult(Documented):
     """Hash of the corpus as tokens of the subject model; cells with equal hashes share windows. Empty if unknown."""
     explainer: str
     """Full name and version of the explainer plugin, and its model."""
+    settings: dict[str, PartSettings] = {}
+    """Settings of `sampler`, `explainer` and each scorer (`scorers.detection`); empty if unknown."""
     measures: dict[str, float]
     """Facts about the coder on this corpus: `l0`, `frac_alive`, `tokens`, `d_sae`, …"""
     counts: dict[str, int]

@@ -35,6 +35,11 @@ class Part(Generic[P]):
         """Full name and version, `saeval/detection 0.1.0`."""
         return f"{self.loaded.id} {self.loaded.version}"
 
+    @cached_property
+    def sha(self) -> str:
+        """Hash of plugin, options, prompts, and contents of files that the options name; without the plugin's code."""
+        return content_hash(self.loaded.id, self.plugin.fingerprint())
+
     @property
     def identity(self) -> JsonValue:
         """Everything about this part that results depend on; part of cache keys."""

@@ -163,7 +163,7 @@ def join(
 
 def _with_weights(entry: Entry, weights: Weights) -> Entry:
     (cell,) = entry.run.cells
-    weighted = with_weights(RunCell(cell, entry.folder / "cells" / cell.cell), weights)
+    weighted = with_weights(RunCell(cell, entry.folder / "cells" / cell.cell, entry.run.seeds), weights)
     run = entry.run.model_copy(update={"cells": [weighted]})
     return replace(entry, run=run, cell=weighted.model_copy(update={"cell": entry.cell.cell}))
 

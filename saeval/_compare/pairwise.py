@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,6 +113,7 @@ class Comparison:
 @dataclass(frozen=True)
 class _Side:
     label: str
+    path: Path
     run: RunResult
     cell: RunCell
 
@@ -144,7 +145,7 @@ def compare(
         >>> found.paired, [(c.metric, round(c.difference, 2)) for c in found.contrasts]
         (True, [('detection.balanced_accuracy', 0.5)])
     """
-    sides = _open(a), _open(b)
+    sides = _told_apart(_open(a), _open(b))
     if sides[0].cell.folder.resolve() == sides[1].cell.folder.resolve():
         raise InputError(f"{sides[0].label}: is compared with itself; give two cells, as in `{a}:cell`")
     names = _metrics(sides, metrics)
@@ -180,7 +181,14 @@ def _open(reference: str | Path) -> _Side:
     if len(contestants) != 1:
         names = "; ".join(f"{path}:{c.name}" for c in cells)
         raise InputError(f"{path}: has {len(contestants)} contestants; choose a cell: {names}")
-    return _Side(f"{run.run_id}:{contestants[0].name}", run, contestants[0])
+    return _Side(f"{run.run_id}:{contestants[0].name}", path, run, contestants[0])
+
+
+def _told_apart(a: _Side, b: _Side) -> tuple[_Side, _Side]:
+    """Return the sides, with their paths as names if runs of the same name are compared."""
+    if a.label != b.label:
+        return a, b
+    return replace(a, label=f"{a.path}:{a.cell.name}"), replace(b, label=f"{b.path}:{b.cell.name}")
 
 
 def _metrics(sides: tuple[_Side, _Side], wanted: Sequence[str]) -> list[tuple[ScoreRow, ScoreRow]]:

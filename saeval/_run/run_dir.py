@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from math import fsum
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from saeval._run.journal import Journal
-from saeval._util import InputError, claim, os_reason, read_json, without_secrets, write_atomic
+from saeval._util import InputError, cell_tables_in, claim, os_reason, read_json, without_secrets, write_atomic
+from saeval.llm import CallLedger
 
 
 class RunDir:
@@ -66,6 +68,16 @@ class RunDir:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def keep_cells(self, names: Iterable[str]) -> None:
+        """Delete the tables of other cells, which an earlier task wrote here and no result describes any more."""
+        kept = set(names)
+        for folder in (self.path / "cells").iterdir():
+            if folder.name not in kept and folder.is_dir():
+                for file in cell_tables_in(folder):
+                    file.unlink()
+                with suppress(OSError):  # it contains files of somebody else
+                    folder.rmdir()
+
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file of the run, atomically."""
         write_atomic(self.path / name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
@@ -93,6 +105,12 @@ class RunDir:
             logger.removeHandler(handler)
             with suppress(OSError):  # on a full disk, closing fails as well
                 handler.close()
+
+
+def spent_in(folder: Path) -> float:
+    """Return the dollars spent in a run directory, over all its sessions and seeds, as far as prices are known."""
+    ledgers = [folder / "calls.jsonl", *sorted(folder.glob("seed-*/calls.jsonl"))]
+    return fsum(CallLedger(ledger).spent() for ledger in ledgers)
 
 
 class _Formatter(logging.Formatter):

@@ -160,23 +160,25 @@ def run_task(
     retry: Retry | None = None,
     unpriced: bool = False,
     allow_model_change: bool = False,
+    elsewhere: float = 0.0,
 ) -> RunResult:
-    """Run a loaded task; see `run`."""
+    """Run a loaded task; see `run`. `elsewhere` are the dollars that other runs under the same limit have spent."""
     if task.run.seeds > 1:
         run_one = partial(
             run_task,
             limit=limit,
+            max_cost=max_cost,
             display=display,
             retry=retry,
             unpriced=unpriced,
             allow_model_change=allow_model_change,
         )
-        return run_seeds(task, out, max_cost, run_one)
+        return run_seeds(task, out, shared_limit=max_cost is not None, elsewhere=elsewhere, run_one=run_one)
     with _failures_logged(out) as folder:
         tells_others = task.checks or task.trackers
         if retry is None and not tells_others and (known := finished.find(folder.path, task, limit)) is not None:
             return known
-        begun = _Run(task, folder, FailsafeDisplay(display), limit, max_cost, retry)
+        begun = _Run(task, folder, FailsafeDisplay(display), limit, max_cost, retry, elsewhere)
         begun.first_calls(unpriced, allow_model_change)
         with rare_garbage_collection():
             return begun.go()
@@ -217,17 +219,18 @@ class _Run:
         limit: int | None,
         max_cost: float | None,
         retry: Retry | None,
+        elsewhere: float = 0.0,
     ):
         self.task, self.folder, self.retry = task, folder, retry
         self.asked_limit, self.limit = limit, _effective_limit(limit, folder, task)
         self.seed = task.run.seed
         self.calls = CallLedger(folder.path / "calls.jsonl")
-        self.budget = Budget(task.run.max_cost_usd if max_cost is None else max_cost, self.calls.spent())
+        self.budget = Budget(task.run.max_cost_usd if max_cost is None else max_cost, self.calls.spent() + elsewhere)
         self.state = RunState(task)
         self.display = ProgressFile(display, folder.path / "logs" / "progress.json", self.state)
         self.seconds: dict[str, float] = {}
         self.findings: list[Finding] = []
-        self.display.count(lambda: Spending(self.budget.calls, self.budget.spent, self.budget.unknown))
+        self.display.count(lambda: Spending(self.budget.calls, self.budget.spent - elsewhere, self.budget.unknown))
 
     def first_calls(self, unpriced: bool, allow_model_change: bool) -> None:
         """Check that every model answers and that the spending limit can be enforced, before collecting."""
@@ -413,6 +416,7 @@ class _Run:
         from saeval.report import write_reports
 
         remove_checksums(self.folder.path)
+        self.folder.keep_cells(cell.cell for cell in result.cells)
         write_cells(self.state, self.folder.journal, self.folder.cell)
         self.folder.write_json("results.json", result.model_dump(mode="json", by_alias=True))
         write_checksums(self.folder.path)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from saeval._compare import pooled_runs
 from saeval._run.claims import pooled_findings
-from saeval._run.run_dir import RunDir
+from saeval._run.run_dir import RunDir, spent_in
 from saeval._util import remove_checksums, write_atomic, write_checksums
 from saeval.records import RunResult
 
@@ -27,14 +27,17 @@ def with_seed(task: Task, seed: int) -> Task:
     return replace(task, resolved=resolved, run=task.run.model_copy(update={"seed": seed, "seeds": 1}))
 
 
-def run_seeds(task: Task, out: Path, max_cost: float | None, run_one: Callable[..., RunResult]) -> RunResult:
+def run_seeds(
+    task: Task, out: Path, *, shared_limit: bool, elsewhere: float, run_one: Callable[..., RunResult]
+) -> RunResult:
     """Run a task once per seed, each in a separate directory, and write the pooled results beside them.
 
     Args:
         task: The task, with `run.seeds` seeds starting at `run.seed`.
         out: Directory for the subdirectories `seed-0`, `seed-1`, …
-        max_cost: Spending limit for all seeds together; None for the spec's limit per seed.
-        run_one: Runs a task in the directory `out`, with the spending limit `max_cost`.
+        shared_limit: Whether the spending limit is for all seeds together; else, it is the spec's limit per seed.
+        elsewhere: Dollars that other runs under the same limit have spent.
+        run_one: Runs a task in the directory `out`, after other runs spent the dollars `elsewhere`.
     """
     import yaml
 
@@ -43,17 +46,18 @@ def run_seeds(task: Task, out: Path, max_cost: float | None, run_one: Callable[.
 
     with RunDir(out) as folder:
         results: list[RunResult] = []
-        left = max_cost
         for seed in range(task.run.seed, task.run.seed + task.run.seeds):
-            results.append(run_one(with_seed(task, seed), out=out / f"seed-{seed}", max_cost=left))
-            if left is not None:
-                left = max(0.0, left - sum(entry.usd or 0.0 for entry in results[-1].ledger))
+            place = out / f"seed-{seed}"
+            results.append(run_one(with_seed(task, seed), out=place, elsewhere=elsewhere))
+            if shared_limit:
+                elsewhere += spent_in(place)
         found = pooled_runs(results, out.name)
         findings = pooled_findings(task.findings, [result.findings for result in results])
         found = found.model_copy(update={"findings": findings})
         text = yaml.safe_dump(plain(task.resolved, absolute=True), sort_keys=False, allow_unicode=True)
         write_atomic(out / "spec.yaml", text)
         remove_checksums(out)
+        folder.keep_cells(())
         folder.write_json("results.json", found.model_dump(mode="json", by_alias=True))
         write_checksums(out)
         write_reports(found, out / "report")

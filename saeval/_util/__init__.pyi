@@ -13,6 +13,7 @@ from saeval._util.call_packing import (
 )
 from saeval._util.checksums import (
     CHECKSUMS as CHECKSUMS,
+    cell_tables_in as cell_tables_in,
     changed_files as changed_files,
     remove_checksums as remove_checksums,
     write_checksums as write_checksums,

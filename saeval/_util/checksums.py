@@ -13,7 +13,7 @@ from saeval._util.files import read_json, write_atomic
 
 CHECKSUMS = "checksums.json"
 _FORMAT = "saeval.checksums/1"
-_RESULTS = ("results.json", "cells/*/*.parquet", "cells/*/explanations.jsonl")
+_TABLES = ("*.parquet", "explanations.jsonl")  # in the folder of each cell
 
 
 def write_checksums(folder: Path) -> None:
@@ -52,7 +52,13 @@ def changed_files(folder: Path) -> list[str]:
 
 
 def _published(folder: Path) -> Iterable[Path]:
-    return [file for pattern in _RESULTS for file in sorted(folder.glob(pattern)) if file.is_file()]
+    tables = [file for cell in sorted(folder.glob("cells/*")) for file in cell_tables_in(cell)]
+    return [*(file for file in [folder / "results.json"] if file.is_file()), *tables]
+
+
+def cell_tables_in(folder: Path) -> list[Path]:
+    """Return the files in the folder of a cell that are published."""
+    return [file for pattern in _TABLES for file in sorted(folder.glob(pattern)) if file.is_file()]
 
 
 def _checksum(file: Path) -> str:

@@ -72,11 +72,11 @@ def _store() -> AnswerCache:
 
 
 def _keys_of(run_dir: Path) -> set[str]:
-    """Return the keys of the answers in a run's ledger."""
+    """Return the keys of the answers in a run's ledger, or in those of its seeds."""
     from saeval._util import InputError
     from saeval.llm import CallLedger
 
-    ledger = run_dir / "calls.jsonl"
-    if not ledger.is_file():
+    ledgers = [*run_dir.glob("calls.jsonl"), *run_dir.glob("seed-*/calls.jsonl")]
+    if not ledgers:
         raise InputError(f"{run_dir}: has no calls.jsonl; give a run directory")
-    return {call.answer for call in CallLedger(ledger).calls() if call.answer}
+    return {call.answer for ledger in ledgers for call in CallLedger(ledger).calls() if call.answer}

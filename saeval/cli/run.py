@@ -69,7 +69,7 @@ def run(
     as_json: bool,
 ) -> None:
     """Run a task (or group), resuming unfinished work, and print the leaderboard."""
-    from saeval._run import over_limits, runner
+    from saeval._run import over_limits, runner, spent_in
     from saeval._util import display as make_display
 
     if seeds is not None:
@@ -83,21 +83,22 @@ def run(
         return
     results: dict[Path, RunResult] = {}
     over = []
+    spent = 0.0
     for built, path in zip(tasks, paths, strict=True):
-        spent = sum(ledger.usd or 0.0 for result in results.values() for ledger in result.ledger)
-        left = None if max_cost is None else max(0.0, max_cost - spent)
         with _naming_log(path):
             result = runner.run_task(
                 built,
                 out=path,
                 limit=limit,
-                max_cost=left,
+                max_cost=max_cost,
                 retry=retry,
                 display=make_display(display),
                 unpriced=unpriced,
                 allow_model_change=allow_model_change,
+                elsewhere=spent,
             )
         results[path] = result
+        spent += spent_in(path) if max_cost is not None else 0.0
         if not as_json:
             _show_run(result, path)
             if not isinstance(task, str):

@@ -28,7 +28,7 @@ class Budget:
 
     Args:
         limit: Dollars; None for no limit.
-        spent: Dollars spent in earlier sessions of the run.
+        spent: Dollars spent in earlier sessions of the run, and in other runs under the same limit.
 
     Attributes:
         calls: Number of calls in this session.

@@ -127,7 +127,7 @@ class Run(RunResult):
 
         tables = []
         for cell in self._files:
-            table = read_table(cell.folder / f"{name}.parquet", CELL_TABLES[name])
+            table = read_table(cell.file(f"{name}.parquet"), CELL_TABLES[name])
             tables.append(table.add_column(0, "cell", pa.repeat(cell.name, len(table))))
         try:
             return pa.concat_tables(tables or [arrow_table([], {"cell": "string"})], promote_options="default")

@@ -20,10 +20,12 @@ class RunCell:
     Attributes:
         result: Its row of `results.json`.
         folder: Folder of its tables.
+        seeds: Seeds that the run pools; such a run has no tables.
     """
 
     result: CellResult
     folder: Path
+    seeds: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -45,7 +47,7 @@ class RunCell:
     def examples(self) -> list[Row]:
         """Rows of `examples.parquet`; empty if the file is missing, as in some imported runs."""
         columns = ("latent", "role", "active", "decile", "context", "start", "tokens", "activations")
-        return self._table("examples", columns) if (self.folder / "examples.parquet").exists() else []
+        return self._table("examples", columns) if self.file("examples.parquet").exists() else []
 
     @cached_property
     def windows(self) -> dict[tuple[int, str], Row]:
@@ -62,7 +64,7 @@ class RunCell:
     def explanations(self) -> list[Row]:
         """Rows of `explanations.jsonl`."""
         rows = []
-        for where, row in read_json_lines(self.folder / "explanations.jsonl"):
+        for where, row in read_json_lines(self.file("explanations.jsonl")):
             if not isinstance(row, dict) or not all(
                 isinstance(row.get(k), str) for k in ("variant", "text", "status", "reason")
             ):
@@ -80,6 +82,18 @@ class RunCell:
     def lost_explanations(self) -> int:
         """Number of explanations that are not the cell's own, or failed."""
         return len(self.explanations) - len(self.texts)
+
+    def file(self, name: str) -> Path:
+        """Return a file of the cell.
+
+        Raises:
+            InputError: If the run pools seeds, which have the files.
+        """
+        if self.seeds:
+            run = self.folder.parent.parent
+            seeds = ", ".join(str(run / f"seed-{seed}") for seed in self.seeds)
+            raise InputError(f"{run}: pools several seeds; give the directory of one of them ({seeds})")
+        return self.folder / name
 
     def judged(self, scorer: str) -> dict[int, list[Row]]:
         """Return a scorer's judgements of the cell's own explanations, by latent, ascending."""
@@ -106,9 +120,10 @@ class RunCell:
         from saeval.results.cells import CELL_TABLES
         from saeval.results.tables import read_table
 
-        rows: list[Row] = read_table(self.folder / f"{name}.parquet", CELL_TABLES[name], columns).to_pylist()
+        file = self.file(f"{name}.parquet")
+        rows: list[Row] = read_table(file, CELL_TABLES[name], columns).to_pylist()
         for row in rows:
-            row["latent"] = latent_number(row["latent"], f"{self.folder / name}.parquet")
+            row["latent"] = latent_number(row["latent"], str(file))
         return rows
 
 
@@ -126,7 +141,7 @@ def open_run(run: Path, cell: str | None = None) -> tuple[RunResult, list[RunCel
     if wrong := [name for name in names if Path(name).name != name or name == ".."]:
         raise InputError(f"{run}: a cell is called {wrong[0]!r:.80}, which is not a folder name")
     chosen = [c for c in result.cells if cell is None or c.cell == cell]
-    return result, [RunCell(c, root / "cells" / c.cell) for c in chosen]
+    return result, [RunCell(c, root / "cells" / c.cell, result.seeds) for c in chosen]
 
 
 def cell_file(cell: RunCell, suffix: str = "") -> str:

@@ -45,6 +45,14 @@ def write(folder, values, firings=None, failed=0, more=None, **changes):
     return folder
 
 
+def test_runs_of_one_name_are_named_by_their_paths(tmp_path):
+    a = write(tmp_path / "mine" / "run", {DETECTION: scores("a")})
+    b = write(tmp_path / "yours" / "run", {DETECTION: scores("b")})
+    found = compare(a, b)
+    assert (found.a, found.b) == (f"{a}:all", f"{b}:all")
+    assert compare(a, write(tmp_path / "other", {DETECTION: scores("c")})).a == "run:all"
+
+
 # --- paired or not ---
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 
 import pytest
+from click.testing import CliRunner
 from fake_server import content, error, fake_server
 from gateways import ask, direct, gateway
 from planted_run import spec, truthful_server
 
 import saeval
 from saeval import BudgetExceeded
+from saeval.cli.group import main
 from saeval.llm.budget import Budget
 from saeval.plugin import Request, Usage
 
@@ -57,6 +60,25 @@ def test_run_with_many_calls_in_flight_stops_at_its_limit_and_names_what_it_spen
         assert f"${spent:.4f} spent" in str(stopped.value)
         result = saeval.run(task, out=tmp_path / "run", max_cost=100)
     assert not result.partial
+
+
+def test_limit_of_a_group_is_named_whole_and_includes_what_all_its_tasks_spent(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    with truthful_server() as server:
+        task = spec(server, scorers={"detection": {}})
+        task["llms"] = {role: {**model, **CENT} for role, model in task["llms"].items()}
+        alone = sum(row.usd for row in saeval.run(task, out=tmp_path / "alone").ledger)
+        for name in ("one", "two", "three"):
+            task["source"]["with"]["seed"] = len(name)  # other latents, so that no answer is in the cache
+            (tmp_path / f"{name}.yaml").write_text(json.dumps({**task, "task": name, "run": {"seed": len(name)}}))
+        (tmp_path / "all.yaml").write_text("{saeval: 1, group: all, tasks: [./one.yaml, ./three.yaml, ./two.yaml]}")
+        limit = round(1.5 * alone, 2)
+        command = ["run", str(tmp_path / "all.yaml"), "--out", str(tmp_path / "out"), "--max-cost", str(limit)]
+        said = CliRunner().invoke(main, command)
+    runs = [saeval.read(tmp_path / "out" / name) for name in ("one", "three")]
+    spent = sum(row.usd for run in runs for row in run.ledger)
+    assert f"${spent:.4f} spent of ${limit:.4f} allowed" in said.output and spent <= limit + 0.02
+    assert [run.partial for run in runs] == [False, True] and not (tmp_path / "out" / "two").exists()
 
 
 def test_calls_that_cost_nothing_or_have_no_limit_are_all_in_flight_at_once(tmp_path):

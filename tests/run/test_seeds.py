@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from planted_run import spec, truthful_server
 
 import saeval
 from saeval._compare import pooled_mean, pooled_runs
@@ -51,6 +52,50 @@ def test_rows_are_means_over_seeds_and_their_intervals_narrower(run):
     assert row.prediction95[0] < row.ci95[0] and "3 seeds" in row.method
     assert pooled.ledger[0].calls == sum(r.ledger[0].calls for r in single)
     assert "Pooled over the seeds 3, 4, 5." in pooled.warnings
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "compare RUN RUN/seed-3",
+        "compare RUN/seed-3 RUN",
+        "similarity RUN RUN/seed-3 --by explanations",
+        "export RUN --format jsonl --out OUT",
+        "push RUN OUT",
+        "plan RUN/spec.yaml --like RUN",
+        "leaderboard RUN RUN/seed-3 --weights energy",
+    ],
+)
+def test_commands_that_need_the_files_of_one_seed_name_the_seeds(run, tmp_path, command):
+    said = CliRunner().invoke(main, command.replace("RUN", str(run[0])).replace("OUT", str(tmp_path / "out")).split())
+    assert said.exit_code == 2 and "pools several seeds; give the directory of one of them" in said.output
+    assert str(run[0] / "seed-3") in said.output and not (tmp_path / "out").exists()
+
+
+def test_tables_of_pooled_seeds_are_refused_although_an_earlier_run_left_some(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    saeval.run(SPEC, out=tmp_path / "run")
+    saeval.run({**SPEC, "run": {"seeds": 2}}, out=tmp_path / "run")
+    assert not list((tmp_path / "run" / "cells").glob("*/*"))
+    with pytest.raises(saeval.InputError, match="pools several seeds"):
+        saeval.read(tmp_path / "run").latents  # noqa: B018
+
+
+def test_limit_for_all_seeds_is_named_whole_when_it_stops_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    price = {"usd_per_million_input": 100.0, "usd_per_million_output": 0.0}
+    with truthful_server() as server:
+        task = spec(server)
+        task["llms"] = {role: {**model, **price, "concurrency": 4} for role, model in task["llms"].items()}
+        alone = saeval.run(task, out=tmp_path / "alone")
+        monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache 2"))
+        limit = round(1.5 * sum(row.usd for row in alone.ledger), 2)
+        with pytest.raises(saeval.BudgetExceeded, match=rf"spent of \${limit:.4f} allowed") as stopped:
+            saeval.run({**task, "run": {"seeds": 3}}, out=tmp_path / "run", max_cost=limit)
+    runs = [saeval.read(tmp_path / "run" / f"seed-{seed}") for seed in (0, 1)]
+    spent = sum(row.usd for run in runs for row in run.ledger)
+    assert f"${spent:.4f} spent" in str(stopped.value) and limit <= spent <= limit + 0.011
+    assert [run.partial for run in runs] == [False, True] and not (tmp_path / "run" / "seed-2").exists()
 
 
 def test_claims_are_decided_on_the_pooled_numbers(run):

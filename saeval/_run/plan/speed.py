@@ -36,6 +36,10 @@ def speed(run_dir: Path) -> Speed:
     Raises:
         InputError: If it is not a run, or is unfinished.
     """
+    if seeds := sorted(run_dir.glob("seed-*/run.json")):
+        raise InputError(
+            f"{run_dir}: pools several seeds; give the directory of one of them, such as {seeds[0].parent}"
+        )
     try:
         head, results = read_json(run_dir / "run.json"), read_json(run_dir / "results.json")
         latents = sum(cell["counts"]["sampled"] for cell in results["cells"])

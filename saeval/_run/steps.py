@@ -24,7 +24,7 @@ from saeval._util import (
     Refused,
     SaevalError,
     StoreError,
-    being_cancelled,
+    contained,
     may_hold_values,
     without_secrets,
     without_values,
@@ -325,14 +325,10 @@ def _complete(result: R) -> R:
 
 async def _guarded(call: Callable[..., Awaitable[R]], kind: type[R], patience: Patience, *arguments: Any) -> R:
     try:
-        made = await patience.wait_for(_contain_exit(call, *arguments))
+        made = await patience.wait_for(contained(call(*arguments)))
         if not isinstance(made, kind):
             return kind.failed(f"the plugin returned {type(made).__name__} instead of {kind.__name__}")
         return _complete(_savable(made))
-    except asyncio.CancelledError:
-        if being_cancelled():
-            raise
-        return kind.failed("the plugin was cancelled by itself, or awaited a task of its own that was cancelled")
     except SaevalError as error:
         return kind.failed(without_secrets(error))
     except Exception as error:  # noqa: BLE001 - a plugin may raise anything; only its latent fails
@@ -346,16 +342,6 @@ def _place(error: Exception) -> str:
     own = [frame for frame in frames if _CORE not in Path(frame.filename).parents]
     frame = own[0] if own else frames[-1]
     return f"{Path(frame.filename).name}:{frame.lineno}"
-
-
-async def _contain_exit(call: Callable[..., Awaitable[R]], *arguments: Any) -> R:
-    """Call a plugin; `SystemExit` and panics of other languages become errors, so that the event loop survives."""
-    try:
-        return await call(*arguments)
-    except (Exception, asyncio.CancelledError, KeyboardInterrupt):
-        raise
-    except BaseException as error:
-        raise RuntimeError(f"the plugin raised {type(error).__name__} ({error})") from error
 
 
 def _checked(score: Score, scorer: Scorer) -> Score:

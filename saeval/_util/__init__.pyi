@@ -121,8 +121,9 @@ from saeval._util.text import (
 )
 from saeval._util.watchdog import (
     Patience as Patience,
-    being_cancelled as being_cancelled,
+    PluginExit as PluginExit,
     check_memory as check_memory,
+    contained as contained,
     interrupt_if_blocked as interrupt_if_blocked,
     mark_seen as mark_seen,
     memory_left as memory_left,

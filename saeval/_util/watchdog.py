@@ -1,4 +1,4 @@
-"""Detects plugins that hang, work that stalls, and memory that runs out."""
+"""Detects plugins that hang or exit, work that stalls, and memory that runs out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from saeval._util.errors import InputError
+from saeval._util.errors import InputError, SaevalError
 
 T = TypeVar("T")
 
@@ -22,6 +22,10 @@ _GROUP = Path("/sys/fs/cgroup")
 
 class Hung(Exception):
     """Raised if a plugin neither finishes nor asks a model within the time that a run waits."""
+
+
+class PluginExit(SaevalError):
+    """Raised if a plugin exits or cancels itself; only its own work fails then, not the run."""
 
 
 class Patience:
@@ -84,6 +88,25 @@ def being_cancelled() -> bool:
     """Return whether the current task is cancelled from outside, unlike code in it that raises `CancelledError`."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+async def contained(call: Awaitable[T]) -> T:
+    """Wait for a plugin's call.
+
+    Raises:
+        PluginExit: If it raised `SystemExit`, a panic of another language, or `CancelledError` without being cancelled.
+    """
+    try:
+        return await call
+    except (Exception, KeyboardInterrupt, GeneratorExit):
+        raise
+    except asyncio.CancelledError:
+        if being_cancelled():
+            raise
+        what = "was cancelled by itself, or awaited a task of its own that was cancelled"
+        raise PluginExit(f"the plugin {what}") from None
+    except BaseException as error:
+        raise PluginExit(f"the plugin raised {type(error).__name__} ({error})") from error
 
 
 def mark_seen(task: asyncio.Future[Any]) -> None:

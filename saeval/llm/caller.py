@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from saeval._util import LLMError, Refused, being_cancelled
+from saeval._util import LLMError, PluginExit, Refused, contained
 from saeval.llm.answers import writable
 from saeval.llm.budget import Budget, known_dollars
 from saeval.llm.concurrency import AdaptiveLimiter, Limiter
@@ -212,10 +212,12 @@ class Caller:
             work.in_flight = not self._llm.in_process
             try:
                 async with self._timeout.running():
-                    answer = await self._contained(ask(request))
+                    answer = await contained(ask(request))
             except TimeoutError:
                 what = f"{self._model}: no answer within {self._settings.timeout:g} s"
                 raise LLMError(what, retryable=True) from None
+            except PluginExit as error:
+                raise LLMError(f"{self._model}: {error}") from error
             self._timeout.answered()
             self._waits.heard()
             if isinstance(answer, Reply):
@@ -225,21 +227,6 @@ class Caller:
         except BaseException:
             work.in_flight = False
             raise
-
-    async def _contained(self, call: Awaitable[A]) -> A:
-        """Wait for a plugin's call; if it exits or cancels itself, only this call fails, not the run.
-
-        Raises:
-            LLMError: If it did.
-        """
-        try:
-            return await call
-        except (Exception, KeyboardInterrupt, GeneratorExit):
-            raise
-        except BaseException as error:
-            if isinstance(error, asyncio.CancelledError) and being_cancelled():
-                raise
-            raise LLMError(f"{self._model}: the plugin raised {type(error).__name__} ({error})") from error
 
     def _check(self, reply: Reply) -> None:
         """Check that a reply contains an answer.

@@ -482,8 +482,14 @@ def test_plugin_that_breaks_is_in_the_ledger_without_its_words(tmp_path):
     assert (line["status"], line["reason"]) == ("failed", "RuntimeError") and "attempts" not in line
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError()])
-def test_plugin_that_exits_or_cancels_itself_fails_its_call(tmp_path, error):
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (SystemExit(3), "the plugin raised SystemExit (3)"),
+        (asyncio.CancelledError(), "the plugin was cancelled by itself"),
+    ],
+)
+def test_plugin_that_exits_or_cancels_itself_fails_its_call(tmp_path, error, reason):
     class Quitter(LLM):
         name = "quitter"
 
@@ -492,7 +498,7 @@ def test_plugin_that_exits_or_cancels_itself_fails_its_call(tmp_path, error):
 
     (failed,) = ask(gateway(tmp_path, Quitter(model="m")), Request.of("a"))
     assert isinstance(failed, LLMError)
-    assert f"quitter/m: the plugin raised {type(error).__name__}" in str(failed)
+    assert f"quitter/m: {reason}" in str(failed)
     assert json.loads((tmp_path / "calls.jsonl").read_text())["status"] == "failed"
 
 

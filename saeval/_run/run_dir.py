@@ -29,8 +29,8 @@ class RunDir:
         journal: Results of finished work, which resuming reuses.
 
     Raises:
-        InputError: If it cannot be written to, contains links or files that saeval did not create, or another process
-            is running in it.
+        InputError: If it cannot be written to, contains links, files that saeval did not create, or a run that was
+            imported or fetched, or another process is running in it.
     """
 
     def __init__(self, path: Path):
@@ -38,6 +38,7 @@ class RunDir:
 
         self.path = path
         claim(path)
+        self._refuse_foreign()
         try:
             for folder in (path, path / "cells", path / "report", path / "logs"):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -52,6 +53,14 @@ class RunDir:
         except Timeout:
             raise InputError(f"{path}: another saeval process is running in this directory") from None
         self.journal = Journal(path / "journal.jsonl")
+
+    def _refuse_foreign(self) -> None:
+        """Refuse a run that was imported or fetched, since nothing here could make its results again."""
+        made_here = self.read_json("run.json").get("status", "imported") != "imported"
+        if (self.path / "results.json").exists() and not made_here and not any(self.path.glob("seed-*/run.json")):
+            raise InputError(
+                f"{self.path}: contains an imported or fetched run, which would be overwritten; choose another --out"
+            )
 
     def __enter__(self) -> RunDir:
         return self

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from saeval._util.errors import InputError
 from saeval._util.files import write_atomic
+from saeval._util.safe_paths import refuse_unencodable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,8 +23,13 @@ PREFIX = "package:"
 
 
 def cache_dir() -> Path:
-    """Return the cache folder: `SAEVAL_CACHE`, or `~/.cache/saeval`."""
-    return Path(os.environ.get("SAEVAL_CACHE") or Path.home() / ".cache" / "saeval").expanduser()
+    """Return the cache folder: `SAEVAL_CACHE`, or `~/.cache/saeval`.
+
+    Raises:
+        InputError: If its name is not UTF-8.
+    """
+    place = Path(os.environ.get("SAEVAL_CACHE") or Path.home() / ".cache" / "saeval").expanduser()
+    return refuse_unencodable(place)
 
 
 @dataclass(frozen=True)

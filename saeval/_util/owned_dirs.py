@@ -10,6 +10,7 @@ from pathlib import Path
 
 from saeval._util.errors import InputError
 from saeval._util.limits import os_reason
+from saeval._util.safe_paths import refuse_unencodable
 from saeval._util.secrets import names_credential
 
 OWNER_FILE = ".saeval"
@@ -28,8 +29,9 @@ def claim(folder: Path, what: str = "a run") -> None:
 
     Raises:
         InputError: If it contains files of other programs, links, or special files; if it cannot be created; or if its
-            name contains a credential, which results and reports would repeat.
+            name is not UTF-8, or contains a credential, which results and reports would repeat.
     """
+    refuse_unencodable(folder)
     if names_credential(str(folder)):
         raise InputError(f"the directory for {what} has a credential of your environment in its name; choose another")
     try:

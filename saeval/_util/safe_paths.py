@@ -14,13 +14,28 @@ from saeval._util.errors import InputError
 from saeval._util.limits import os_reason
 
 
+def refuse_unencodable(path: Path) -> Path:
+    """Return a path after checking that it is UTF-8, without which libraries cannot open files in it.
+
+    Raises:
+        InputError: If it is not.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = str(path).encode("utf-8", "backslashreplace").decode()
+        raise InputError(f"{shown}: its name is not UTF-8; rename it, choose another, or set a UTF-8 locale") from None
+    return path
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """Yield an empty folder that is renamed to `out` on success, and deleted on failure.
 
     Raises:
-        InputError: If it already exists, or cannot be written.
+        InputError: If it already exists, cannot be written, or its name is not UTF-8.
     """
+    refuse_unencodable(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: already exists and would be overwritten; choose another path")
     out = out.absolute()

@@ -568,6 +568,21 @@ def test_pushed_run_is_the_run_and_names_nothing_of_this_machine(run, tmp_path):
     assert str(run.parent).encode() not in text
 
 
+@pytest.mark.parametrize("how", ["imported", "fetched"])
+def test_run_that_cannot_be_made_again_is_never_overwritten(run, tmp_path, how):
+    out = tmp_path / "out"
+    if how == "fetched":
+        push(run, str(tmp_path / "sent"))
+        pull(str(tmp_path / "sent"), out)
+    else:
+        export_run(run, "jsonl", tmp_path / "files")
+        import_run(tmp_path / "files", "jsonl", out)
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    with pytest.raises(InputError, match="contains an imported or fetched run, which would be overwritten"):
+        saeval.run("quickstart-recorded", out=out)
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+
+
 def test_pushed_run_is_a_data_set(run, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     push(run, str(tmp_path / "sent"))

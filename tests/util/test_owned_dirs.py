@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -53,6 +56,16 @@ def test_run_into_a_directory_of_the_users_own_is_refused_and_nothing_in_it_chan
             saeval.run(spec(server, **SMALL), out=home)
         assert not server.calls
     assert contents(home) == before
+
+
+@pytest.mark.parametrize("place", ["out", "cache"])
+def test_name_that_is_not_utf8_is_refused_before_anything_is_asked(tmp_path, place):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/b\xfcro")
+    out, cache = (folder, str(tmp_path / "cache")) if place == "out" else (str(tmp_path / "run"), folder)
+    command = [sys.executable, "-m", "saeval", "run", "quickstart-recorded", "--out", out]
+    done = subprocess.run(command, env={**os.environ, "SAEVAL_CACHE": cache}, capture_output=True, text=True)
+    assert done.returncode == 2 and not Path(folder).exists()
+    assert r"b\udcfcro: its name is not UTF-8; rename it" in done.stderr.splitlines()[-1]
 
 
 def test_name_that_no_disk_can_hold_is_refused_in_a_sentence(tmp_path):

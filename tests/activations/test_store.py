@@ -244,6 +244,24 @@ def test_drawing_silent_windows_from_a_large_corpus_needs_no_list_of_all_windows
     assert all(i % 8 != 0 for i in drawn)
 
 
+@pytest.mark.parametrize("excerpts", [False, True])
+def test_silent_windows_are_found_however_few_of_a_large_corpus_they_are(tmp_path, excerpts):
+    data = dataset(contexts=1500)
+    activations = np.zeros((*data.tokens.shape, 1), dtype=np.float32)
+    known = None
+    if excerpts:
+        known = np.zeros(7, dtype=np.int64), np.arange(0, 1400, 200)
+    else:
+        activations[:, 1::8] = 1.0  # in every window but those of seven contexts
+        activations[:1400:200] = 0.0
+    store = write(tmp_path / "s", data, activations, known=known)
+    silent = {context * 8 + tile for context in range(0, 1400, 200) for tile in range(8)}
+    drawn = store.silent_windows(0, 8, 50, np.random.default_rng(1))
+    assert len(set(drawn.tolist())) == 50 and silent.issuperset(drawn.tolist())
+    rest = store.silent_windows(0, 8, 100, np.random.default_rng(1), lambda ids: ids % 8 > 0)
+    assert sorted(rest.tolist()) == sorted(i for i in silent if i % 8 > 0)
+
+
 def test_character_split_between_tokens_belongs_to_the_token_that_completes_it(tmp_path):
     data = dataset(contexts=2)
     pieces = {**data.vocabulary, 1: "é".encode()[:1], 2: "é".encode()[1:], 3: " ü".encode()}

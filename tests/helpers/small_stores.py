@@ -30,9 +30,13 @@ def dense(data: TokenDataset, n_latents: int, share: float, seed: int = 0) -> np
     return np.round(values * data.mask[..., None], 3).astype(np.float32)
 
 
-def write(path, data, activations, *, budget=10_000, stop_after=None):
+def write(path, data, activations, *, budget=10_000, stop_after=None, known=None, facts=None):
+    """Write a store; `known` are pairs of latents and contexts, as two arrays."""
     writer = ActivationWriter(path, budget=budget)
     first = writer.start(data, activations.shape[-1])
+    writer.note(**(facts or {}))
+    if known is not None:
+        writer.restrict(*known)
     for context in range(first, len(data.tokens)):
         if stop_after is not None and context >= stop_after:
             return None

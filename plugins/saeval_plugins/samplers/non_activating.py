@@ -53,7 +53,8 @@ class Similar(NonActivating):
     model: ModelRef = "sentence-transformers/all-MiniLM-L6-v2"
     """A sentence-transformers model: hub id, directory, or `package:` reference."""
     pool: int = Field(default=4096, ge=FEWEST)
-    """Number of windows to choose from, drawn and embedded once for all latents of a corpus."""
+    """Number of windows to choose from, drawn and embedded once for all latents of a corpus; for sources of excerpts,
+    such as Neuronpedia's, per latent from its own texts."""
 
     def check(self) -> None:
         """Check that a packaged or local model is installed."""
@@ -68,7 +69,8 @@ class Similar(NonActivating):
         """Take the nearest windows of the pool; only the pool is drawn at random."""
         store, latent, window, n, keep, beside = wanted
         embed = embedder()
-        pool, vectors = _pool(embed, store, self.model, window, self.pool)
+        own = None if store.holds_whole_text else latent
+        pool, vectors = _pool(embed, store, self.model, window, self.pool, own)
         active = store.windows(latent, window).ids
         eligible = np.flatnonzero(keep(pool) & np.isin(pool, active, invert=True))
         nearest = min(n, len(eligible))
@@ -93,14 +95,14 @@ AnyNonActivating = Annotated[
 
 @lru_cache(maxsize=4)
 def _pool(
-    embed: Any, store: ActivationStore, model: str, window: int, size: int
+    embed: Any, store: ActivationStore, model: str, window: int, size: int, latent: int | None
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Draw and embed the pool of windows that all latents of a store choose from.
+    """Draw and embed the pool of windows that all latents of a store choose from, or that one latent does.
 
     Returns:
         Window numbers, [size], and vectors, [size, dimensions].
     """
-    ids = store.draw_windows(window, size, derive_rng(0, "similar", window, size))
+    ids = store.draw_windows(window, size, derive_rng(0, "similar", window, size), latent=latent)
     return ids, embed(model, _texts(store, ids, window))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import starmap
 from pathlib import Path
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from saeval.models import SparseCoder
 
 _MOST_TOKENS = 1 << 24  # limit on the size of a vocabulary
+_BLOCK = 1 << 18  # windows to check at a time
 
 _Stored = tuple["NDArray[np.unsignedinteger[Any]]", "NDArray[np.floating[Any]]"]
 
@@ -342,12 +343,10 @@ class ActivationStore:
 
         def silent(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
             good = active.take(np.searchsorted(active, ids), mode="clip") != ids if len(active) else ids >= 0
-            if self._known is not None or self.latents is not None:
-                good &= self.knows(latent, self.context_of(ids, window))
             good &= self.counts(ids, window)
             return good & keep(ids) if keep is not None else good
 
-        return self.draw_windows(window, n, rng, silent)
+        return self.draw_windows(window, n, rng, silent, latent)
 
     def draw_windows(
         self,
@@ -355,6 +354,7 @@ class ActivationStore:
         n: int,
         rng: np.random.Generator,
         keep: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None = None,
+        latent: int | None = None,
     ) -> NDArray[np.int64]:
         """Draw distinct windows, whether or not a latent fires in them.
 
@@ -363,6 +363,7 @@ class ActivationStore:
             n: Number of windows; fewer are returned if there are not enough.
             rng: Random generator.
             keep: Returns for an array of window numbers which may be drawn.
+            latent: Draw only windows in which this latent's activations are known; None for any window.
         """
         tiles = self._tiles(window)
         everywhere = len(self.lengths) * tiles
@@ -370,23 +371,36 @@ class ActivationStore:
             return np.empty(0, dtype=np.int64)
 
         def eligible(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-            if self._all_full:
-                return keep(ids) if keep is not None else ids >= 0
             context, tile = np.divmod(ids, tiles)
-            whole = np.asarray(self.lead + (tile + 1) * window <= self.lengths[context])
-            return whole & keep(ids) if keep is not None else whole
+            good = (
+                np.asarray(self.lead + (tile + 1) * window <= self.lengths[context]) if not self._all_full else ids >= 0
+            )
+            if latent is not None and (self._known is not None or self.latents is not None):
+                good &= self.knows(latent, context)
+            return good & keep(ids) if keep is not None else good
 
-        if everywhere <= 64 * n + 4096:  # few windows: draw from the complete list
-            ids = np.arange(everywhere)
-            return rng.permutation(ids[eligible(ids)])[:n]
         drawn = np.empty(0, dtype=np.int64)
-        for _ in range(32):
+        few = everywhere <= 64 * n + 4096
+        for _ in range(0 if few else 32):
             candidates = np.sort(rng.integers(everywhere, size=2 * n))  # sorted candidates are looked up faster
             both = np.sort(np.concatenate([drawn, candidates[eligible(candidates)]]))
             drawn = np.concatenate([both[:1], both[1:][both[1:] != both[:-1]]])
             if len(drawn) >= n:
                 break
+        if len(drawn) < n:  # the corpus is small, or few windows may be drawn: draw from the complete list
+            parts = [ids[eligible(ids)] for ids in self._all_windows(tiles, latent)]
+            drawn = np.concatenate([drawn[:0], *parts])
         return rng.permutation(drawn)[:n]
+
+    def _all_windows(self, tiles: int, latent: int | None) -> Iterator[NDArray[np.int64]]:
+        """Yield all window numbers, ascending, in blocks; of a store of excerpts, those of a latent's own excerpts."""
+        contexts = np.arange(len(self.lengths))
+        if latent is not None and self._known is not None:
+            indptr, known = self._known
+            contexts = known[indptr[latent] : indptr[latent + 1]]
+        step = max(1, _BLOCK // tiles)
+        for low in range(0, len(contexts), step):
+            yield (contexts[low : low + step, None] * tiles + np.arange(tiles)).ravel()
 
     def examples(
         self,

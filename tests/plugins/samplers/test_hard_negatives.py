@@ -409,6 +409,14 @@ def test_similar_windows_come_from_the_pool_alone(topics):
     assert len(narrow) < 40 < len(wide)
 
 
+def test_similar_windows_of_excerpts_do_not_depend_on_the_other_latents_in_the_file(tmp_path):
+    data = dataset(contexts=600, documents=600)
+    activations = np.zeros((*data.tokens.shape, 1), dtype=np.float32)
+    activations[:10, 5] = 1.0
+    store = write(tmp_path / "s", data, activations, known=(np.zeros(10, dtype=np.int64), np.arange(10)))
+    assert sorted(draw(Similar(pool=200), store, n=40)) == [i for i in range(10 * TILES) if i % TILES]
+
+
 def test_latent_without_enough_similar_windows_on_its_side_is_skipped(topics):
     sampler = RandomSampler(**OPTIONS, non_activating={"use": "similar", "pool": 5})
     assert sampler.sample(topics, LatentId("h", 0), derive_rng(0, "x")) is None
@@ -483,7 +491,7 @@ def test_random_is_meant_where_nothing_is_said_and_is_fingerprinted_alike():
     assert short == long_
     options = {"window": 32, "explain": 40, "explain_non_activating": 20, "score": 100}
     plain = ["random", {**options, "non_activating": {"use": "random", "n": 20}}, []]
-    assert short.fingerprint() == long_.fingerprint() == [plain, 4]  # the fourth way of drawing
+    assert short.fingerprint() == long_.fingerprint() == [plain, 5]  # the fifth way of drawing
 
 
 def test_fingerprint_depends_on_every_option_and_on_the_weights_of_a_local_model(tmp_path):

@@ -184,6 +184,8 @@ def _in_corpus(store: ActivationStore, latent: int, window: int) -> CorpusFiring
 
 def _why_none(store: ActivationStore, window: int, min_windows: int) -> str:
     """Return why no latent can be sampled, with the remedy."""
+    import numpy as np
+
     documents = store.documents.max(initial=-1) + 1
     longest = int((store.lengths - store.lead).max(initial=0))
     whole = len({*store.documents[store.lengths >= store.lead + window].tolist()})
@@ -210,6 +212,15 @@ def _why_none(store: ActivationStore, window: int, min_windows: int) -> str:
             "each of its latents fires on nearly every token, so there are no non-activating windows; the coder "
             "belongs to another hookpoint or model, or is not sparse"
         )
+    if roles := store.facts.get("roles"):
+        begins, ends = store.turns
+        median = int(np.median(ends - begins))
+        if median < 2 * window:
+            return (
+                f"half of the turns of {', '.join(roles)} (corpus.roles) have {median} tokens or fewer, so too few "
+                f"windows of {window} tokens lie wholly in one; set sampler.with.window to {max(4, median // 2)} or "
+                "less"
+            )
     return (
         f"no latent has {min_windows} activating windows of {window} tokens (latents.min_windows) in two documents "
         f"or more, and enough non-activating ones (sampler.with.non_activating): {fire} of {store.n_latents} latents "

@@ -115,8 +115,8 @@ class Corpus(Documented):
     sequences are shared). The results' warnings report the number dropped."""
     roles: tuple[str, ...] | None = None
     """For conversations, count activations only in the turns of these roles, such as `[assistant]`. The model still
-    reads the other turns, and windows show them; non-activating windows are taken from these turns only. Requires
-    the tokenizer's chat template."""
+    reads the other turns, but windows, activating or not, lie wholly in one turn of these roles: use windows of at
+    most half a usual turn (`window` of the sampler). Requires the tokenizer's chat template."""
     tokens: int | None = Field(default=None, gt=0)
     """Maximum text tokens to read; None for all."""
     per_document: int | None = Field(default=None, gt=0)

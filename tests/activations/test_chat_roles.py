@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from small_stores import dataset, dense, in_turns, write
 from tiny import tiny_model, tiny_tokenizer
 
 import saeval
 from saeval import InputError
+from saeval._run.sampling import _why_none
 from saeval.activations.chat_roles import RoleMarks
 from saeval.plugin import Corpus
 
@@ -95,8 +98,19 @@ def test_marks_in_the_text_itself_are_removed():
     assert marks.found(text) == ("ab| cd ", [(4, 6)])
 
 
+def test_turns_shorter_than_a_window_are_named_with_a_window_that_fits(tmp_path):
+    data = in_turns(dataset(contexts=300, documents=60), 14)
+    store = write(tmp_path / "s", data, dense(data, 2, 0.1), facts={"roles": ["assistant"]})
+    assert not len(store.windows(0, 32).ids)
+    why = _why_none(store, 32, 10)
+    found = re.search(
+        r"half of the turns of assistant \(corpus\.roles\) have 14 tokens or fewer.* to (\d+) or less", why
+    )
+    assert found and len(store.windows(0, int(found[1])).ids) > 100
+
+
 @pytest.mark.slow
-def test_non_activating_windows_are_of_the_roles_and_results_say_which(tmp_path, monkeypatch):
+def test_windows_of_a_run_are_of_the_roles(tmp_path, monkeypatch):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
     model = tiny_model(tmp_path / "model", "llama")
     config = json.loads((model / "tokenizer_config.json").read_text())
@@ -122,5 +136,5 @@ def test_non_activating_windows_are_of_the_roles_and_results_say_which(tmp_path,
     run = saeval.run(task, out=tmp_path / "run")
     assert run.cells[0].counts["sampled"] > 0
     examples = pq.read_table(tmp_path / "run" / "cells" / "all" / "examples.parquet").to_pylist()
-    silent = ["".join(row["tokens"]) for row in examples if not row["active"]]
-    assert silent and not any("U" in window for window in silent)
+    assert {row["active"] for row in examples} == {True, False}
+    assert not any("U" in "".join(row["tokens"]) for row in examples)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from saeval.plugin import ActivationWriter, TokenDataset
@@ -20,6 +22,13 @@ def dataset(contexts: int = 12, text: int = 64, documents: int = 4, ragged: bool
         tokens, lengths, mask, np.sort(np.arange(contexts) % documents).astype(np.int32),
         tuple(f"d{i}" for i in range(documents)), {0: b"", **{i: f" w{i}".encode() for i in range(1, 21)}}, lead=1,
     )  # fmt: skip
+
+
+def in_turns(data: TokenDataset, turn: int) -> TokenDataset:
+    """The same with every second turn of so many tokens not counted; turns begin anywhere."""
+    shift = np.random.default_rng(1).integers(2 * turn, size=(len(data.tokens), 1))
+    counted = (np.arange(data.tokens.shape[1]) + shift) // turn % 2 == 1
+    return replace(data, mask=data.mask & counted)
 
 
 def dense(data: TokenDataset, n_latents: int, share: float, seed: int = 0) -> np.ndarray:

@@ -127,6 +127,7 @@ class SAEBench(Sampler):
         context, offset = np.divmod(fired.position, store.length)
         half = self.window // 2
         room = (offset >= store.lead + half) & (offset < store.lengths[context] - half)
+        room &= store.counts_at(fired.position - half, self.window)
         return fired.where(room & (fired.value > 0))
 
     def _sides(
@@ -186,7 +187,7 @@ class SAEBench(Sampler):
         context = rng.choice(contexts, 64 * self.non_activating)
         places = store.lengths[context] - store.lead - self.window + 1
         begins: NDArray[np.int64] = context * store.length + store.lead + rng.integers(places)
-        begins = begins[np.isin(begins, scored, invert=True)]
+        begins = begins[np.isin(begins, scored, invert=True) & store.counts_at(begins, self.window)]
         if not self.unverified:
             position, _ = store.activations(latent.index)
             begins = begins[np.searchsorted(position, begins) == np.searchsorted(position, begins + self.window)]

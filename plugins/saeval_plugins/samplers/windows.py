@@ -99,7 +99,7 @@ class _WindowSampler(Sampler):
             def keep(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
                 here = split.explains(store.document_of(ids, self.window)) == explain
                 known = store.knows(latent.index, store.context_of(ids, self.window))
-                return here & known & store.counts(ids, self.window)
+                return here & known
 
             wanted = Wanted(store, latent.index, self.window, n, keep, beside)
             return self.non_activating.weighted(wanted, explain_rng if explain else score_rng)

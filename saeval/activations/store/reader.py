@@ -219,12 +219,40 @@ class ActivationStore:
             ids: Window numbers.
             window: Tokens per window.
         """
-        if not self.facts.get("roles"):
-            return np.ones(len(ids), dtype=np.bool_)
-        tokens = self.begin_of(ids, window)[:, None] + np.arange(window)
-        return np.asarray(self.mask[tokens // self.length, tokens % self.length].all(axis=1))
+        return self.counts_at(self.begin_of(ids, window), window)
 
-    # Windows tile the text of a context after BOS; the remainder at its end belongs to no window.
+    def counts_at(self, positions: NDArray[np.int64], window: int) -> NDArray[np.bool_]:
+        """Return whether activations were counted on all tokens of windows with arbitrary starts; see `counts`.
+
+        Args:
+            positions: Start of each, numbered as in `activations`.
+            window: Tokens per window.
+        """
+        if not self._of_roles:
+            return np.ones(len(positions), dtype=np.bool_)
+        begins, ends = self._turns_of(positions)
+        return np.asarray((begins <= positions) & (positions + window <= ends))
+
+    @cached_property
+    def turns(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Begin and end of each stretch of counted text, with roles their turns; contexts cut them.  [turns] each"""
+        padded = np.pad(self.mask, ((0, 0), (1, 1)))
+        context, offset = np.nonzero(padded[:, 1:] != padded[:, :-1])  # ascending: begins and ends in turn
+        edges = context * self.length + offset
+        return edges[::2], edges[1::2]
+
+    def _turns_of(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return begin and end of the turn that holds each position; those of another turn if none does."""
+        begins, ends = self.turns
+        turn = np.searchsorted(begins, positions, side="right") - 1
+        return begins[turn], ends[turn]
+
+    @property
+    def _of_roles(self) -> bool:
+        return bool(self.facts.get("roles"))
+
+    # Windows tile the text of a context after BOS; the remainder at its end belongs to no window. If the corpus counts
+    # the turns of some roles only, windows with other text are excluded everywhere, whether or not a latent fires.
 
     def _tiles(self, window: int) -> int:
         """Return the number of windows in a full context; a window's number is `context * tiles + tile`."""
@@ -242,7 +270,7 @@ class ActivationStore:
         return int(((self.lengths - self.lead).clip(0) // window).sum())
 
     def windows(self, latent: int, window: int) -> Windows:
-        """Return the windows in which a latent fires.
+        """Return the windows in which a latent fires; with roles, those that lie wholly in their turns (`counts`).
 
         Args:
             latent: The latent.
@@ -273,22 +301,24 @@ class ActivationStore:
     def window_of(
         self, position: NDArray[np.integer[Any]], window: int
     ) -> tuple[NDArray[np.integer[Any]], NDArray[np.bool_] | None]:
-        """Return the number of the window that holds each position, and which of these windows are whole.
+        """Return the number of the window that holds each position, and which of these windows are whole and count.
 
         Args:
             position: Positions in the text.
             window: Tokens per window.
 
         Returns:
-            Numbers in the type of the positions, and flags; None if all windows are whole.
+            Numbers in the type of the positions, and flags; None if all windows are whole and count.
         """
         tiles = self._tiles(window)
         context = position // self.length
         if self._all_full and tiles * window + self.lead == self.length:
-            return (position - (context + 1) * self.lead) // window, None
+            ids = (position - (context + 1) * self.lead) // window
+            return ids, (self.counts(ids, window) if self._of_roles else None)
         tile = (position - context * self.length - self.lead) // window
         ids = context * tiles + tile
-        return ids, np.asarray(self.lead + (tile.astype(np.int64) + 1) * window <= self.lengths[context])
+        whole = np.asarray(self.lead + (tile.astype(np.int64) + 1) * window <= self.lengths[context])
+        return ids, (whole & self.counts(ids, window) if self._of_roles else whole)
 
     def _stored(self, latent: int) -> _Stored:
         """Return positions and values of a latent in their stored dtypes.  [firings] each"""
@@ -343,7 +373,6 @@ class ActivationStore:
 
         def silent(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
             good = active.take(np.searchsorted(active, ids), mode="clip") != ids if len(active) else ids >= 0
-            good &= self.counts(ids, window)
             return good & keep(ids) if keep is not None else good
 
         return self.draw_windows(window, n, rng, silent, latent)
@@ -356,7 +385,7 @@ class ActivationStore:
         keep: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None = None,
         latent: int | None = None,
     ) -> NDArray[np.int64]:
-        """Draw distinct windows, whether or not a latent fires in them.
+        """Draw distinct windows, whether or not a latent fires in them; with roles, only from their turns (`counts`).
 
         Args:
             window: Tokens per window.
@@ -377,6 +406,7 @@ class ActivationStore:
             )
             if latent is not None and (self._known is not None or self.latents is not None):
                 good &= self.knows(latent, context)
+            good &= self.counts(ids, window)
             return good & keep(ids) if keep is not None else good
 
         drawn = np.empty(0, dtype=np.int64)
@@ -505,8 +535,8 @@ class ActivationStore:
         """Shift activating windows so that there is text on both sides of their firings; return their starts.
 
         A window with less than a quarter of its tokens before the first firing, or after the last, is shifted in that
-        direction, as far as the context has text, the other side keeps a quarter, and the set of firings in the window
-        stays the same. So the window's maximum and rank do not change.
+        direction, as far as the context has text (with roles, the turn), the other side keeps a quarter, and the set of
+        firings in the window stays the same. So the window's maximum and rank do not change.
 
         Args:
             latent: The latent.
@@ -525,6 +555,9 @@ class ActivationStore:
         ahead = np.clip(np.minimum(margin - after, before - margin), 0, None)
         context = begin // self.length
         first, last = context * self.length + self.lead, context * self.length + self.lengths[context] - window
+        if self._of_roles:
+            turn_begins, turn_ends = self._turns_of(begin)
+            first, last = np.maximum(first, turn_begins), np.minimum(last, turn_ends - window)
         outer = np.concatenate([[-1], position, [self.tokens.size]])
         lowest, highest = np.maximum(first, outer[low] + 1), np.minimum(last, outer[high + 1] - window)
         moved = np.where(back > 0, np.maximum(begin - back, lowest), np.minimum(begin + ahead, highest))

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from saeval_plugins.samplers import Mix, Quantiles, RandomSampler, SAEBench, Top
+from saeval_plugins.samplers.delphi import DelphiSampler
 from saeval_plugins.samplers.windows import draw_each, strongest_first
 from scipy.stats import chisquare
-from small_stores import dataset, dense, write
+from small_stores import dataset, dense, in_turns, write
 
 from saeval.plugin import LatentId, derive_rng
 
@@ -105,6 +106,41 @@ def test_latent_that_is_never_silent_is_skipped(tmp_path):
     activations = np.ones((*data.tokens.shape, 1), dtype=np.float32) * data.mask[..., None]
     store = write(tmp_path / "s", data, activations)
     assert RandomSampler(**OPTIONS).sample(store, LatentId("h", 0), derive_rng(0, "x")) is None
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    data = in_turns(dataset(contexts=400, documents=80, ragged=True), 14)
+    roles = {"roles": ["assistant"]}
+    store = write(tmp_path_factory.mktemp("chat") / "store", data, dense(data, 12, 0.03), facts=roles)
+    return store, data.mask
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        *(RandomSampler(**{**OPTIONS, "window": 8, "non_activating": {"use": use, "n": 20}})
+          for use in ("random", "neighbours", "importance")),
+        *(DelphiSampler(window=8, leak=leak, score=20, non_activating=20) for leak in (True, False)),
+        *(SAEBench(window=7, leak=leak, unverified=leak) for leak in (True, False)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_windows_of_either_label_show_no_turn_of_another_role(chat, sampler):
+    store, mask = chat
+    record = sampler.sample(store, LatentId("h", 0), derive_rng(0, "x"))
+    for part in (record.explain, record.score):
+        for e in (*part.activating, *part.non_activating):
+            assert mask[e.context, e.start : e.start + sampler.window].all()
+    assert record.score.activating and record.score.non_activating
+
+
+def test_windows_are_moved_within_their_turn(chat):
+    store, _ = chat
+    ids = store.windows(0, 8).ids
+    moved = store.begin_around(0, ids, 8) - store.begin_of(ids, 8)
+    assert np.abs(moved).max() == 2 and len(np.unique(moved)) == 5
+    assert store.counts_at(store.begin_of(ids, 8) + moved, 8).all()
 
 
 def test_all_ways_to_draw_from_several_ranges_are_equally_likely():

@@ -35,8 +35,5 @@ def position_dependence(store: ActivationStore, latent: int) -> float:
     position, _ = store.activations(latent)
     if not len(position):
         return float("nan")
-    ended = np.cumsum(np.bincount(store.lengths, minlength=store.length + 1))
-    text = len(store.lengths) - ended[: store.length]  # number of contexts that are longer than each position
-    text[: store.lead] = 0
     fired = np.bincount(position % store.length, minlength=store.length)
-    return float(np.abs(np.cumsum(fired) / fired.sum() - np.cumsum(text) / text.sum()).max())
+    return float(np.abs(np.cumsum(fired) / fired.sum() - np.cumsum(store.text_at) / store.text_at.sum()).max())

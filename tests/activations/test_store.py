@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from small_stores import dataset, dense, write
+from small_stores import dataset, dense, in_turns, write
 
 from saeval import StoreError
 from saeval.activations.store import chunks
@@ -242,6 +242,21 @@ def test_drawing_silent_windows_from_a_large_corpus_needs_no_list_of_all_windows
     drawn = store.silent_windows(0, 8, 50, np.random.default_rng(1))
     assert len(set(drawn.tolist())) == 50
     assert all(i % 8 != 0 for i in drawn)
+
+
+@settings(deadline=None, max_examples=15)
+@given(window=st.sampled_from([4, 8, 9]), turn=st.integers(5, 30), ragged=st.booleans())
+def test_windows_of_roles_are_counted_where_they_are_drawn_from(tmp_path_factory, window, turn, ragged):
+    data = in_turns(dataset(contexts=30, ragged=ragged), turn)
+    folder, facts = tmp_path_factory.mktemp("s"), {"roles": ["assistant"]}
+    store = write(folder / "store", data, dense(data, 1, 0.05), facts=facts)
+    tiles = 64 // window
+    counted = data.mask[:, 1 : 1 + tiles * window].reshape(-1, window).all(axis=1)
+    assert store.window_count(window) == counted.sum()
+    drawn = store.draw_windows(window, 10_000, np.random.default_rng(0))
+    assert sorted(drawn.tolist()) == np.flatnonzero(counted).tolist()
+    silent = store.silent_windows(0, window, 10_000, np.random.default_rng(0))
+    assert len(store.windows(0, window).ids) + len(silent) == store.window_count(window)
 
 
 @pytest.mark.parametrize("excerpts", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from small_stores import dataset, write
 from tiny import D, tiny_corpus, tiny_model
 
 import saeval
@@ -188,6 +190,14 @@ def test_run_that_screens_stores_the_same_firings(tmp_path, monkeypatch):
     for latent in range(64):
         (position, value), (own, mine) = (stores[screen].activations(latent) for screen in (False, True))
         assert np.array_equal(position, own) and np.allclose(value, mine, rtol=2e-3, atol=1e-5)
+
+
+def test_latent_that_fires_all_over_the_turns_of_a_role_does_not_depend_on_the_position(tmp_path):
+    data = dataset()
+    data = replace(data, mask=data.mask & (np.arange(65) > 48))  # one turn at the end of each context
+    everywhere = data.mask[..., None].astype(np.float32)
+    store = write(tmp_path / "s", data, everywhere, facts={"roles": ["assistant"]})
+    assert position_dependence(store, 0) == pytest.approx(0, abs=1e-12)
 
 
 def test_latent_of_one_token_or_one_place_is_known_by_it(store):

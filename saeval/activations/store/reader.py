@@ -247,6 +247,16 @@ class ActivationStore:
         turn = np.searchsorted(begins, positions, side="right") - 1
         return begins[turn], ends[turn]
 
+    @cached_property
+    def text_at(self) -> NDArray[np.int64]:
+        """Number of contexts with text at each position; with roles, with text of their turns.  [length]"""
+        if self._of_roles:
+            return np.asarray(self.mask.sum(axis=0))
+        ended = np.cumsum(np.bincount(self.lengths, minlength=self.length + 1))
+        text = len(self.lengths) - ended[: self.length]  # number of contexts that are longer than each position
+        text[: self.lead] = 0
+        return np.asarray(text)
+
     @property
     def _of_roles(self) -> bool:
         return bool(self.facts.get("roles"))
@@ -262,11 +272,16 @@ class ActivationStore:
         return tiles
 
     def window_count(self, window: int) -> int:
-        """Return the number of whole windows in the corpus.
+        """Return the number of whole windows in the corpus; with roles, of those in their turns, as in `windows`.
 
         Args:
             window: Tokens per window.
         """
+        if self._of_roles:
+            begins, ends = self.turns
+            offset = begins % self.length - self.lead
+            first, after = (-(-offset // window)).clip(0), (offset + ends - begins) // window
+            return int((after - first).clip(0).sum())
         return int(((self.lengths - self.lead).clip(0) // window).sum())
 
     def windows(self, latent: int, window: int) -> Windows:

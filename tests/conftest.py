@@ -14,7 +14,9 @@ os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"  # huggin
 if "PYTEST_XDIST_WORKER" in os.environ:  # about a core for each worker: more threads of torch would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-settings.register_profile("same", derandomize=True, suppress_health_check=[HealthCheck.too_slow])  # CI may be slow
+settings.register_profile(  # without limits of time, since CI may be slow
+    "same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 LONGEST = ("test_quickstart.py", "test_executors.py", "test_faults.py", "test_kills.py")

@@ -181,18 +181,23 @@ def test_a_dictionary_of_one_latent_is_asked_about_one_window_at_a_time(tmp_path
     assert all("Window 2:" not in request.messages[-1].content for request in llm.requests)
 
 
-def test_listed_latents_are_collected_alone_only_where_no_scorer_needs_another():
-    def alone(scorer):
+def test_listed_latents_are_collected_alone_only_where_no_step_needs_another():
+    def alone(scorer, explainer=None, baselines=()):
         task = {
             "saeval": 1, "task": "t", "version": "1", "source": {"use": "synthetic"}, "sampler": {"use": "random"},
-            "latents": {"select": "list", "indices": [3]}, "explainer": {"use": "top_tokens"}, "scorers": {"s": scorer},
-            "llms": {"judge": {"model": "scripted/x"}}, "measure": [],
+            "latents": {"select": "list", "indices": [3]}, "explainer": explainer or {"use": "top_tokens"},
+            "scorers": {"s": scorer}, "baselines": list(baselines), "llms": {"judge": {"model": "scripted/x"}},
+            "measure": [],
         }  # fmt: skip
-        return load_task(task, registry=Registry()).cells[0].alone
+        return load_task(task, registry=Registry(), check=False).cells[0].alone
 
     assert alone({"use": "detection"}) and alone({"use": "fuzzing", "with": {"negatives": "matched"}})
     assert not alone({"use": "fuzzing"})
     assert not alone({"use": "consistency", "with": {"scorer": {"use": "fuzzing"}}})
+    senses = {"use": "senses", "with": {"explainer": {"use": "top_tokens"}}}
+    assert not alone({"use": "detection"}, senses)
+    assert not alone({"use": "detection"}, baselines=[senses])
+    assert alone({"use": "detection"}, {"use": "senses", "with": {**senses["with"], "cofiring": 0}})
 
 
 def test_windows_of_the_other_latent_are_asked_about_with_its_marks():
@@ -202,6 +207,17 @@ def test_windows_of_the_other_latent_are_asked_about_with_its_marks():
     assert [words(q.shown) for q in questions if not q.truth] == [{"lantern"}] * 10
     assert not any(q.alone for q in questions)
     assert all(q.alone for q in Fuzzing().questions(replace(examples, decoy=None), context()))
+
+
+def test_wrong_marks_of_a_latent_without_a_decoy_have_no_weight_in_the_corpus():
+    examples = make_examples("harbor", decoy=None)
+    drawn = tuple(replace(window, weight=1.0) for window in examples.non_activating)
+    examples = replace(examples, non_activating=drawn)
+    weights = {
+        mode: {q.example.weight for q in Fuzzing(negatives=mode).questions(examples, context()) if not q.truth}
+        for mode in ("other", "matched")
+    }
+    assert weights == {"other": {None}, "matched": {1.0}}
 
 
 def test_a_record_that_is_made_again_has_the_same_decoy(store):

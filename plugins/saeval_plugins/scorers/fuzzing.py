@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import cycle
 from typing import Literal
 
@@ -77,6 +78,8 @@ class Fuzzing(Judge):
             lent = zip(cycle(shuffled), examples.non_activating, strict=False)
             wrong = [(window, self._marks(lender)) for lender, window in lent]
         alone = self.negatives == "other" and decoy is None
+        if alone:  # without weights, like windows of decoys; else natural rates would be those of these latents alone
+            wrong = [(replace(window, weight=None), marks) for window, marks in wrong]
         return [
             *(Question(window, marked_line(window, self._marks(window)), True, alone) for window in right),
             *(Question(window, marked_line(window, marks), False, alone) for window, marks in wrong),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from pydantic import JsonValue, ValidationError
 
 from saeval._util import InputError, PluginError, SpecError, clean, did_you_mean
-from saeval.plugin.base import ActivationSource, Explainer, Need, Plugin, Sampler, Scorer
+from saeval.plugin.base import ActivationSource, Explainer, Need, Plugin, Sampler, Step
 from saeval.plugin.registry import Loaded, Registry
 from saeval.records import split_ranking
 from saeval.task.files import find_include, find_spec
@@ -239,6 +239,7 @@ class _Builder(PartMaker):
         for place, part in needing.items():
             self.check_needs(source, part, place)
         self.check_measures(source, explainer.part)
+        steps: list[StepPart[Any] | None] = [explainer, *alternatives.values(), *scorers.values()]
         names = {axis: axis_id(value) for axis, value in axes.items()}
         control = next((name for name in spec.controls if name in names.values()), None)
         cell = Cell(
@@ -252,7 +253,7 @@ class _Builder(PartMaker):
             {k: s for k, s in scorers.items() if s},
             alternatives,
             shuffled_latents,
-            _needs_only_listed(spec, sampler.plugin, [s.part.plugin for s in scorers.values() if s]),
+            _needs_only_listed(spec, sampler.plugin, [step.part.plugin for step in steps if step]),
         )
         return [cell, *(self.coder_baselines(cell, coders, axes) if control is None else ())]
 
@@ -476,11 +477,11 @@ def _uses(template: Any, axis: str) -> bool:
     return re.search(rf"\$\{{matrix\.{re.escape(axis)}[.}}]", str(template)) is not None
 
 
-def _needs_only_listed(spec: Spec, sampler: Sampler, scorers: Sequence[Scorer]) -> bool:
+def _needs_only_listed(spec: Spec, sampler: Sampler, steps: Iterable[Step]) -> bool:
     """Return whether only the activations of listed latents are needed."""
     if spec.latents.select != "list" or OF_ALL_LATENTS & {*spec.measure}:
         return False
-    return sampler.reads_one_latent() and not any("decoy" in scorer.needs() for scorer in scorers)
+    return sampler.reads_one_latent() and not any({"decoy", "cofiring"} & step.needs() for step in steps)
 
 
 def _cell_name(axes: Mapping[str, str]) -> str:

@@ -118,12 +118,17 @@ class Judge(Scorer):
     def _scoring(self, context: Context) -> bool:
         return self.mode == "probability" or (self.mode == "auto" and context.llm.can_score)
 
+    def windows_per_prompt(self, questions: list[Question], context: Context) -> int:
+        """Return the number of windows that a prompt lists: `batch`, or 1 where each window is asked about alone."""
+        alone = self._scoring(context) or any(question.alone for question in questions)
+        return 1 if alone else self.batch
+
     async def judge(self, explanation: Explanation, questions: list[Question], context: Context) -> list[Outcome]:
         """Put questions in the order given, `batch` at a time where they are listed."""
         text = one_line(explanation.text)
         if self._scoring(context):
             return await self._by_probability(text, questions, context)
-        size = 1 if any(question.alone for question in questions) else self.batch
+        size = self.windows_per_prompt(questions, context)
         batches = [questions[i : i + size] for i in range(0, len(questions), size)]
         judged = await asyncio.gather(*(self._judge_batch(text, batch, context) for batch in batches))
         return [outcome for batch in judged for outcome in batch]

@@ -151,6 +151,14 @@ def test_order_shows_the_same_windows_together_reversed():
     assert [list(reversed(p)) for p in prompts[:3]] == prompts[3:]
 
 
+@pytest.mark.parametrize("scorer", [Detection(batch=1), Fuzzing(), Detection(mode="probability")])
+def test_order_is_skipped_where_each_prompt_has_one_window(scorer):
+    llm = rule_judge(scores=scorer.mode == "probability")
+    found = consistency(llm, "order", scorer, make_examples(decoy=None))
+    assert found.status == "skipped" and "use `vary: repeat`" in found.reason and not llm.requests
+    assert consistency(llm, "repeat", scorer, make_examples(decoy=None)).values["agreement"] == 1.0
+
+
 def test_a_judge_that_always_says_no_has_no_kappa():
     never = ScriptedLLM(lambda request: str([0] * request.messages[-1].content.count("\nWindow ")))
     assert consistency(never, "order").values == {"agreement": 1.0}

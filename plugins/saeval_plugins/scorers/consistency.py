@@ -28,8 +28,9 @@ class Consistency(Scorer):
     """Asks a judging scorer's questions twice and compares the answers. Does not measure the explanation.
 
     `order`: the second prompt reverses the order of windows; answers that change depend on the position in the list.
-    `repeat`: exactly the same prompts are asked again; answers that change are the model's own noise. Judges that
-    return probabilities see one window at a time, so the order has no effect on them.
+    Latents whose prompts have one window each are skipped: with `batch: 1`, with `fuzzing` without another latent, and
+    with judges that return probabilities.
+    `repeat`: exactly the same prompts are asked again; answers that change are the model's own noise.
 
     Agreement is the share of windows with equal answers, among those answered both times. Kappa (Cohen's) corrects it
     for the agreement expected by chance, given both shares of yes; it is omitted if chance agreement is 1.
@@ -52,9 +53,11 @@ class Consistency(Scorer):
         """Ask all questions twice and compare the answers."""
         questions = self.scorer.questions(examples, context)
         questions = [questions[i] for i in context.rng.permutation(len(questions))]
+        size = self.scorer.windows_per_prompt(questions, context)
+        if self.vary == "order" and size == 1:
+            return Score.skipped("each prompt has one window, so there is no order to vary; use `vary: repeat`")
         first = await self.scorer.judge(explanation, questions, context)
         if self.vary == "order":
-            size = self.scorer.batch
             turned = [q for i in range(0, len(questions), size) for q in reversed(questions[i : i + size])]
             answered = await self.scorer.judge(explanation, turned, context)
             by_question = dict(zip(map(id, turned), answered, strict=True))

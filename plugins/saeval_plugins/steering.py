@@ -75,7 +75,7 @@ def written(context: Context) -> tuple[Subject, Tensor]:
     if direction is None:
         raise InputError(f"the coder has no decoder direction for latent {context.latent}")
     if coder.writes is not None:
-        subject = Subject(subject.live, subject.live.hookpoint(coder.writes))
+        subject = subject.at(coder.writes)
     elif coder.transcoder:
         raise InputError(
             "a transcoder's latents write to another hookpoint than they read, and its files do not name it"

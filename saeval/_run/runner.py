@@ -388,7 +388,7 @@ class _Run:
             if any(outcome.directions.values()):
                 continue  # computed before the models were released
             latents = [latent.index for latent in outcome.records.latents]
-            key = content_hash("directions 3", outcome.base, latents)
+            key = content_hash("directions 4", outcome.base, latents)
             done = self.folder.journal.finished(key)
             if done is None or not rows(done, len(latents)):
                 size = int(outcome.store.facts.get("d_in") or 0) * outcome.store.n_latents

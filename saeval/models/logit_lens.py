@@ -84,7 +84,7 @@ def _promoted(subject: Subject, coder: SparseCoder, latents: Sequence[int]) -> l
     import torch
 
     if coder.writes is not None:
-        subject = Subject(subject.live, subject.live.hookpoint(coder.writes))
+        subject = subject.at(coder.writes)
     elif coder.transcoder:
         raise SaevalError("the transcoder's files do not name the hookpoint that it writes to")
     written = [coder.direction(i) for i in latents]

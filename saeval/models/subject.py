@@ -50,14 +50,25 @@ class Subject:
 
     Methods take the model's lock and may be called from threads.
 
+    Args:
+        live: The model.
+        point: The hookpoint.
+        lead: Tokens that precede the text in each prompt, as in the contexts of the corpus; default: BOS, if the model
+            has one.
+
     Attributes:
         live: The model.
         point: The hookpoint.
     """
 
-    def __init__(self, live: LiveModel, point: HookPoint):
+    def __init__(self, live: LiveModel, point: HookPoint, lead: Sequence[int] | None = None):
         self.live = live
         self.point = point
+        self._lead = lead
+
+    def at(self, place: str) -> Subject:
+        """Return the same model at another hookpoint, with the same prompts."""
+        return Subject(self.live, self.live.hookpoint(place), self._lead)
 
     @cached_property
     def width(self) -> int:
@@ -66,9 +77,10 @@ class Subject:
             return self.live.width(self.point)
 
     def prompt(self, token_ids: Sequence[int]) -> list[int]:
-        """Return a window's tokens as a prompt, preceded by BOS if the model has one."""
+        """Return a window's tokens as a prompt, preceded by the tokens that precede the text in the corpus."""
         bos = self.live.tokenizer.bos_token_id
-        return [*([] if bos is None else [bos]), *map(int, token_ids)]
+        default = [] if bos is None else [bos]
+        return [*(default if self._lead is None else self._lead), *map(int, token_ids)]
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Return tokens as text, without special tokens."""

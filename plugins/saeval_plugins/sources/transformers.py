@@ -176,7 +176,7 @@ class Transformers(ActivationSource):
     @cached_property
     def _subject_at_place(self) -> Subject:
         live = self._live()
-        return Subject(live, _hookpoint(self, live))
+        return Subject(live, _hookpoint(self, live), self._corpus.lead(live.tokenizer))
 
     @cached_property
     def _weights(self) -> SparseCoder:

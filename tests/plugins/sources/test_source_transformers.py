@@ -111,6 +111,16 @@ def test_bos_is_in_the_models_input_and_its_activations_are_not_in_the_store(sou
     assert ((activations > 0).sum(-1)[real][1:] > 0).any()
 
 
+@pytest.mark.parametrize("bos", [None, False, "<eos>"])
+def test_prompts_for_steering_begin_like_the_contexts_of_the_corpus(source, bos):
+    told = source.model_copy(update={"corpus": source.corpus.model_copy(update={"bos": bos})})
+    subject = told.subject()
+    (context,) = told.corpus.contexts("the old captain", subject.live.tokenizer)
+    window = subject.live.tokenizer("the old captain", add_special_tokens=False)["input_ids"]
+    for prompts in (subject, subject.at("layers.0")):
+        assert prompts.prompt(window) == context
+
+
 def test_sources_of_one_subject_share_one_pass_that_ends_at_the_last_hookpoint(source, model, sae, tmp_path):
     variants = [
         source,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ _NAMES = {ours: theirs for theirs, ours in _LABELS.items()}
 _QUANTILES = 10
 _UNEXPLAINED = "Explanation could not be parsed."
 """The text that Delphi writes if a model's reply contained no explanation."""
+_Window = tuple[tuple[str, ...], tuple[float, ...], int]
+"""Tokens and activations of a window, and which of several equal windows of a file it is."""
 
 
 def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict[str, str], format_: str) -> list[str]:
@@ -122,11 +125,12 @@ def _read_root(root: Path, warnings: list[str], name: str | None) -> list[Import
         return cells[hookpoint]
 
     first = _first_quantile(root / "scores")
+    known: dict[tuple[str, int], dict[_Window, int]] = {}
     for file, hookpoint, latent in _files(root / "explanations"):
         cell(hookpoint).explanations[MAIN, latent] = _explanation(file)
     for folder in sorted(p for p in (root / "scores").iterdir() if p.is_dir()) if (root / "scores").is_dir() else []:
         for file, hookpoint, latent in _files(folder):
-            score, examples = _score(file, latent, first)
+            score, examples = _score(file, latent, first, known.setdefault((hookpoint, latent), {}))
             if score is None:
                 warnings.append(
                     f"scores/{folder.name} has no windows with predictions, unlike detection and fuzz; it is omitted."
@@ -136,7 +140,7 @@ def _read_root(root: Path, warnings: list[str], name: str | None) -> list[Import
             found = cell(hookpoint)
             scoring = found.scorings.setdefault(label, Scoring(f"Delphi {folder.name}", CLASSIFICATION))
             scoring.scores[latent] = score
-            found.examples += [] if label != "detection" else examples  # other scorers show the same windows
+            found.examples += examples
     return [cells[hookpoint] for hookpoint in sorted(cells, key=natural_key)]
 
 
@@ -171,8 +175,14 @@ def _explanation(file: Path) -> Explanation:
     return Explanation(text=text)
 
 
-def _score(file: Path, latent: int, first: int) -> tuple[Score | None, list[dict[str, Any]]]:
-    """Return the score of a latent and its windows; None if the file has no windows with predictions.
+def _score(file: Path, latent: int, first: int, known: dict[_Window, int]) -> tuple[Score | None, list[dict[str, Any]]]:
+    """Return the score of a latent and its new windows; None if the file has no windows with predictions.
+
+    Args:
+        file: The file of a scorer.
+        latent: The latent.
+        first: The number of the strongest quantile.
+        known: Numbers of the latent's windows in files of other scorers; this file's are added.
 
     Raises:
         InputError: If a window is malformed.
@@ -184,25 +194,44 @@ def _score(file: Path, latent: int, first: int) -> tuple[Score | None, list[dict
         return Score.failed("no window was judged"), []
     if not all("prediction" in item and ("activating" in item or "ground_truth" in item) for item in items):
         return None, []
-    outcomes = [_outcome(file, i, item, first) for i, item in enumerate(items)]
+    windows = [_text(item) for item in items]
+    before, numbers = len(known), _numbered(windows, known)
+    outcomes = [_outcome(file, i, item, first, n) for i, (item, n) in enumerate(zip(items, numbers, strict=True))]
     examples = [
         {
             "latent": latent,
             "role": "score",
             "active": o.active,
             "decile": o.decile,
-            "context": i,
+            "context": number,
             "start": 0,
-            "document": i,
-            "tokens": [*map(str, item.get("str_tokens") or [])],
-            "activations": [*filter(_is_number, item.get("activations") or [])],
+            "document": number,
+            "tokens": [*tokens],
+            "activations": [*activations],
         }
-        for i, (o, item) in enumerate(zip(outcomes, items, strict=True))
+        for number, o, (tokens, activations) in zip(numbers, outcomes, windows, strict=True)
+        if number >= before
     ]
     return Score.of(outcomes), examples
 
 
-def _outcome(file: Path, place: int, item: dict[str, Any], first: int) -> Outcome:
+def _text(item: dict[str, Any]) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Return a window's tokens and activations."""
+    activations = filter(_is_number, item.get("activations") or [])
+    return tuple(map(str, item.get("str_tokens") or [])), tuple(activations)
+
+
+def _numbered(windows: Sequence[tuple[Any, Any]], known: dict[_Window, int]) -> list[int]:
+    """Return the windows' numbers: the same in all files of a latent, different for equal windows of one file."""
+    times: Counter[tuple[Any, Any]] = Counter()
+    numbers = []
+    for window in windows:
+        times[window] += 1
+        numbers.append(known.setdefault((*window, times[window]), len(known)))
+    return numbers
+
+
+def _outcome(file: Path, place: int, item: dict[str, Any], first: int, number: int) -> Outcome:
     active, predicted = item.get("activating", item.get("ground_truth")), item["prediction"]
     probability, distance = item.get("probability"), item.get("distance")
     if not isinstance(active, bool) or predicted not in (True, False, None, -1):
@@ -215,7 +244,7 @@ def _outcome(file: Path, place: int, item: dict[str, Any], first: int) -> Outcom
         )
     quantile = distance - first if active and isinstance(distance, int) else -1
     decile = quantile if 0 <= quantile < _QUANTILES else None
-    shared = {"example": f"{place}:0", "active": active, "decile": decile}
+    shared = {"example": f"{number}:0", "active": active, "decile": decile}
     if predicted is None or predicted == -1:
         return Outcome(**shared, status="unparsed", reason="Delphi could not parse the reply")
     return Outcome(**shared, predicted=bool(predicted), probability=probability)

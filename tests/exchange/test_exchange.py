@@ -28,6 +28,7 @@ from saeval.exchange.cards import is_shareable
 from saeval.exchange.formats import EXPORTS, FORMATS, export_run, import_run
 from saeval.exchange.hub import pull, push
 from saeval.plugin.registry import Registry
+from saeval.results import open_run
 from saeval.testing.planted import planted_store
 
 KEYS = (
@@ -210,6 +211,30 @@ def test_delphi_scores_are_what_their_windows_say(tmp_path):
     row = one.scores[0]
     assert (row.metric, row.value, row.unparsed) == ("balanced_accuracy", 0.75, 1)
     assert ten.counts["explained"] == 0 and one.counts["explained"] == 1
+
+
+def test_each_delphi_judgement_belongs_to_the_window_that_its_scorer_showed(run, tmp_path):
+    export_run(run, "delphi", tmp_path / "d", cell=cells(run)[0])
+    files = {}
+    for file in (tmp_path / "d" / "scores").glob("*/*.txt"):
+        items = json.loads(file.read_text())
+        if file.parent.name == "fuzz":  # Delphi shuffles the windows of each scorer
+            items = items[::-1]
+            file.write_text(json.dumps(items))
+        label = {"fuzz": "fuzzing"}.get(file.parent.name, file.parent.name)
+        files[label, int(file.stem.rpartition("_latent")[2])] = items
+    import_run(tmp_path / "d", "delphi", tmp_path / "back")
+    (back,) = open_run(tmp_path / "back")[1]
+    assert {label for label, _ in files} == {"detection", "fuzzing"}
+    for (label, latent), items in files.items():
+        judged = back.judged(label)[latent]
+        shown = [back.windows[latent, row["example"]] for row in judged]
+        assert [row["tokens"] for row in shown] == [item["str_tokens"] for item in items]
+        assert [row["active"] for row in judged] == [item["activating"] for item in items]
+        assert len({row["example"] for row in judged}) == len(items)
+    assert len(back.windows) == len(back.examples)  # a window that two scorers show is kept once
+    shared = {(latent, str(i["str_tokens"]), str(i["activations"])) for (_, latent), of in files.items() for i in of}
+    assert len(shared) <= len(back.examples) < sum(map(len, files.values()))
 
 
 def test_scorers_without_windows_are_skipped_and_said(tmp_path):

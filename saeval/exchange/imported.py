@@ -232,4 +232,6 @@ def _write_cell(cell: ImportedCell, folder: Path) -> None:
 
 
 def _explanation_rows(explanations: Mapping[tuple[str, int], Explanation]) -> Iterable[dict[str, Any]]:
-    return [{"latent": i, "variant": v, **e.model_dump(mode="json")} for (v, i), e in sorted(explanations.items())]
+    """Return the explanations by latent; a latent's are in the order of the files."""
+    by_latent = sorted(explanations.items(), key=lambda item: item[0][1])
+    return [{"latent": i, "variant": v, **e.model_dump(mode="json")} for (v, i), e in by_latent]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from saeval._util import InputError, counted, latent_number, natural_key, read_json_lines, write_atomic
 from saeval.exchange.imported import Imported, ImportedCell
 from saeval.records import MAIN, Explanation, RunResult
@@ -180,10 +182,11 @@ class _Found:
         cell = self._cell(row, file)
         cell.explainer = cell.explainer or " with ".join(made)
         variant = MAIN
+        notes: dict[str, JsonValue] = {k: row[k] for k in _MADE_BY if isinstance(row.get(k), str)}
         if (MAIN, latent) in cell.explanations:
             self._others += 1
             variant = _unused("/".join(made) or "other", latent, cell)
-        notes = {k: row[k] for k in _MADE_BY if isinstance(row.get(k), str)}
+            notes["candidate"] = True  # for `choose` of the explainer `precomputed`, which ignores other variants
         cell.explanations[variant, latent] = Explanation(text=text, notes=notes)
         return cell, latent
 

@@ -142,6 +142,10 @@ def test_imported_explanations_can_be_scored_again(run, tmp_path, monkeypatch):
     precomputed = Registry().get("explainer", "precomputed").cls
     for path in (tmp_path / "back" / "cells" / other / "explanations.jsonl", tmp_path / "out" / "explanations"):
         assert precomputed(path=path).explanations == explanations(run, cell)
+    own = run / "cells" / cell / "explanations.jsonl"
+    assert "random_explanation" in own.read_text()
+    one_each = {latent: [text] for latent, text in explanations(run, cell).items()}
+    assert precomputed(path=own, choose=Registry().get("scorer", "embedding").cls()).candidates == one_each
     export_run(run, "jsonl", tmp_path / "own", cell=cell)
     assert precomputed(path=tmp_path / "own" / "explanations.jsonl").explanations == explanations(run, cell)
 
@@ -315,6 +319,9 @@ def test_neuronpedia_export_gives_explanations_and_keeps_further_ones(tmp_path):
     precomputed = Registry().get("explainer", "precomputed").cls
     path = tmp_path / "run" / "cells" / cell.cell / "explanations.jsonl"
     assert precomputed(path=path).explanations == {5: "ships", 6: "trees"}
+    best_of_n = precomputed(path=path, choose=Registry().get("scorer", "embedding").cls())
+    best_of_n.check()
+    assert best_of_n.candidates == {5: ["ships", "boats", "sails"], 6: ["trees"]}
     assert not cell.scores and any("1 empty explanation" in w for w in result.warnings)
 
 

@@ -13,8 +13,8 @@ from saeval.plugin import InputError, content_hash, file_sha256
 
 _LATENT = ("latent", "index", "feature")
 _TEXT = ("explanation", "description", "text")
-_OWN = {"variant": "explanation", "status": "ok"}
-"""Values of the fields that mark a cell's own successful explanations in a run's `explanations.jsonl`."""
+_MAIN = "explanation"
+"""The variant of a cell's own explanations in a run's `explanations.jsonl`."""
 _DELPHI = re.compile(r"(.+)_latent(\d{1,18})\.txt")
 _UNEXPLAINED = "Explanation could not be parsed."
 """The text that Delphi writes if a model's reply contained no explanation."""
@@ -28,6 +28,8 @@ class _Entry(NamedTuple):
     hookpoint: str | None
     latent: int
     text: str
+    further: bool
+    """Whether it is one of an import's further explanations of a latent."""
 
 
 def read_explanations(path: Path, hookpoint: str | None = None) -> dict[int, str]:
@@ -46,7 +48,7 @@ def read_explanations(path: Path, hookpoint: str | None = None) -> dict[int, str
             or gives one latent two different explanations.
     """
     found: dict[int, _Entry] = {}
-    for entry in _chosen(path, hookpoint):
+    for entry in _chosen(path, hookpoint, further=False):
         first = found.setdefault(entry.latent, entry)
         if first.text != entry.text:
             place = f"line {first.where}" if isinstance(first.where, int) else first.where
@@ -60,6 +62,8 @@ def read_explanations(path: Path, hookpoint: str | None = None) -> dict[int, str
 def read_candidates(path: Path, hookpoint: str | None = None) -> dict[int, list[str]]:
     """Return all distinct explanations in a file, by ascending latent; a latent's are in the file's order.
 
+    From a run's `explanations.jsonl`, those of baselines are not read, but the further ones of an import are.
+
     Args:
         path: As for `read_explanations`.
         hookpoint: The hookpoint whose rows are read; rows without one are always read.
@@ -68,18 +72,18 @@ def read_candidates(path: Path, hookpoint: str | None = None) -> dict[int, list[
         InputError: As for `read_explanations`, except that a latent may have several explanations.
     """
     found: dict[int, dict[str, None]] = {}
-    for entry in _chosen(path, hookpoint):
+    for entry in _chosen(path, hookpoint, further=True):
         found.setdefault(entry.latent, {})[entry.text] = None
     return {latent: [*found[latent]] for latent in sorted(found)}
 
 
-def _chosen(path: Path, hookpoint: str | None) -> list[_Entry]:
-    """Return the rows of the chosen hookpoint.
+def _chosen(path: Path, hookpoint: str | None, *, further: bool) -> list[_Entry]:
+    """Return the rows of the chosen hookpoint, with an import's further explanations or without them.
 
     Raises:
         InputError: If there are none, or the file has several hookpoints and `hookpoint` is None.
     """
-    entries = list(_entries(path))
+    entries = [entry for entry in _entries(path) if further or not entry.further]
     named = sorted({entry.hookpoint for entry in entries if entry.hookpoint is not None})
     if hookpoint is None and len(named) > 1:
         raise InputError(f"{path}: explains latents of several hookpoints ({', '.join(named[:5])}); set `hookpoint`")
@@ -126,14 +130,18 @@ def _entries(path: Path) -> Iterator[_Entry]:
 
 
 def _entry(where: int | str, row: Any) -> _Entry | None:
-    """Parse a row; None if its explanation is empty.
+    """Parse a row; None if its explanation is empty, failed or a baseline's.
 
     Raises:
         ValueError: If the row is malformed.
     """
     if not isinstance(row, dict):
         raise ValueError(f"a row must be a latent and its explanation, not {_short(row)}")
-    if any(row.get(key, own) != own for key, own in _OWN.items()):
+    notes = row.get("notes")
+    further = row.get("variant", _MAIN) != _MAIN
+    if row.get("status", "ok") != "ok" or (
+        further and not (isinstance(notes, dict) and notes.get("candidate") is True)
+    ):
         return None
     latent = _field(row, _LATENT)
     if isinstance(latent, bool) or not isinstance(latent, int | str) or not re.fullmatch(r"[0-9]{1,18}", str(latent)):
@@ -146,7 +154,7 @@ def _entry(where: int | str, row: Any) -> _Entry | None:
         raise ValueError(f"the hookpoint of latent {latent} must be text, not {_short(hookpoint)}")
     if text is None or not text.strip() or text.strip() == _UNEXPLAINED:
         return None
-    return _Entry(where, hookpoint, int(latent), text.strip())
+    return _Entry(where, hookpoint, int(latent), text.strip(), further)
 
 
 def _field(row: dict[str, Any], names: tuple[str, ...]) -> Any:

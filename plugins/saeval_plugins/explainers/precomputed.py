@@ -59,7 +59,8 @@ class Precomputed(FromFile):
     `feature`) and its explanation (`explanation`, `description` or `text`), and may name a `hookpoint`. A run's
     `explanations.jsonl` can be used unchanged.
 
-    With `choose`, a latent may have several rows. The named scorer scores each explanation on the latent's explain
+    With `choose`, a latent may have several rows; an import's further explanations count, a run's baselines do not. The
+    named scorer scores each explanation on the latent's explain
     windows, never on its score windows, and the best one is used (ties: the first). All candidates and their scores are
     in the explanation's notes. `choose: {use: embedding}` asks no language model.
     """

@@ -26,7 +26,12 @@ from saeval._compare.noise import (
 )
 from saeval._compare.pooled import pooled_mean as pooled_mean, pooled_runs as pooled_runs
 from saeval._compare.power import paired_power as paired_power
-from saeval._compare.score_rows import Floors as Floors, ScorerRun as ScorerRun, score_row as score_row
+from saeval._compare.score_rows import (
+    Floors as Floors,
+    ScorerRun as ScorerRun,
+    latent_score_rows as latent_score_rows,
+    score_row as score_row,
+)
 from saeval._compare.stats import (
     correlated as correlated,
     mean_interval as mean_interval,

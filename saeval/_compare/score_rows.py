@@ -1,14 +1,15 @@
-"""Builds the rows of a leaderboard from the scores of single latents."""
+"""Builds rows of tables from the scores of single latents: one row per latent, and means for leaderboards."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+from saeval._compare.noise import score_noise
 from saeval._compare.stats import depends_p, interval_method, least_error, mean_interval
-from saeval.records import MAIN, FloorSample, Metric, ScoreRow
+from saeval.records import MAIN, FloorSample, Metric, Score, ScoreRow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,6 +135,22 @@ def _means(metric: Metric, floors: Floors | None) -> dict[str, float]:
         return {}
     found = {name: sum(values.values()) / len(values) for name, values in floors.values.items() if values}
     return found if metric.chance is None else {**found, "chance": metric.chance}
+
+
+def latent_score_rows(latent: int, scorer: str, variant: str, score: Score) -> Iterator[dict[str, Any]]:
+    """Yield a latent's rows of `scores.parquet`, one per metric; without values, one row with the reason.
+
+    Args:
+        latent: The latent.
+        scorer: The scorer's label.
+        variant: Variant of the explanation that was scored.
+        score: The score; its headline metric has an interval if it has judged windows.
+    """
+    place = {"latent": latent, "scorer": scorer, "variant": variant, "status": score.status, "reason": score.reason}
+    noise = score_noise(score)
+    for column, (metric, value) in enumerate([*score.values.items()] or [(None, None)]):
+        low, high = noise.interval if noise is not None and column == 0 else (None, None)
+        yield {**place, "metric": metric, "value": value, "low": low, "high": high}
 
 
 def _sample(metric: Metric, values: Values, floors: Floors, rng: np.random.Generator) -> FloorSample | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from saeval._compare import score_noise
+from saeval._compare import latent_score_rows
 from saeval._run.state import CellState, Results, RunState
 from saeval._run.steps import prompt_texts, window_texts
 from saeval._run.work import EXPLAIN
@@ -32,7 +32,7 @@ def write_cells(state: RunState, journal: Results, folder_of: Callable[[str], Pa
                 if n < _MOST_PORTRAITS:
                     tables.activations.add(_activation_rows(outcome, record))
                 tables.explanations.add(_explanation_rows(outcome, latent))
-                tables.scores.add(_score_rows(latent, judged))
+                tables.scores.add(row for place, score in judged for row in latent_score_rows(latent, *place, score))
                 tables.judgements.add(
                     {"latent": latent, "scorer": label, "variant": variant, **_judgement(o)}
                     for (label, variant), score in judged
@@ -66,15 +66,6 @@ def _explanation_rows(outcome: CellState, latent: int) -> Iterator[dict[str, Any
     for variant in (MAIN, *outcome.cell.alternatives):
         if (found := outcome.explanations.get((variant, latent))) is not None:
             yield {"latent": latent, "variant": variant, **found.model_dump(mode="json", exclude={"asked"})}
-
-
-def _score_rows(latent: int, judged: Judged) -> Iterator[dict[str, Any]]:
-    for (label, variant), s in judged:
-        place = {"latent": latent, "scorer": label, "variant": variant, "status": s.status, "reason": s.reason}
-        noise = score_noise(s)
-        for column, (metric, value) in enumerate([*s.values.items()] or [(None, None)]):
-            low, high = noise.interval if noise is not None and column == 0 else (None, None)
-            yield {**place, "metric": metric, "value": value, "low": low, "high": high}
 
 
 def _judged(state: RunState, journal: Results, cell: CellState, latent: int) -> Judged:

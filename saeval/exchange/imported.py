@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import saeval
-from saeval._compare import Floors, ScorerRun, score_row
+from saeval._compare import Floors, ScorerRun, latent_score_rows, score_row
 from saeval._util import content_hash, derive_rng, file_name, mark, new_folder, unique, write_atomic, write_checksums
 from saeval.records import MAIN, CellResult, DecileShares, Explanation, Metric, RunResult, Score, ScoreRow
 
@@ -206,29 +206,37 @@ def _deciles(label: str, scoring: Scoring) -> DecileShares | None:
 
 
 def _write_cell(cell: ImportedCell, folder: Path) -> None:
-    from saeval.results import write_examples, write_explanations, write_judgements, write_latents
+    """Write the tables of a cell; those of windows for pages and of calls are empty."""
+    from saeval.results import cell_tables
 
-    latents = []
-    for i in cell.numbers:
-        explanation = cell.explanations.get((MAIN, i))
-        scores = {
-            f"score.{label}.{name}": value
-            for label, scoring in cell.scorings.items()
-            if i in scoring.scores
-            for name, value in scoring.scores[i].values.items()
-        }
-        status = explanation.status if explanation else "skipped"
-        latents.append({**cell.latents.get(i, {}), "latent": i, "explanation_status": status, **scores})
-    write_latents(folder / "latents.parquet", latents)
-    write_examples(folder / "examples.parquet", cell.examples)
-    write_explanations(folder / "explanations.jsonl", _explanation_rows(cell.explanations))
-    judgements = [
-        {"latent": i, "scorer": label, "variant": MAIN, **outcome.model_dump(mode="json")}
+    scores = [f"score.{label}.{name}" for label, scoring in cell.scorings.items() for name in _metrics(scoring)]
+    with cell_tables(folder, scores, directions=False) as tables:
+        tables.latents.add(_latent_row(cell, latent) for latent in cell.numbers)
+        tables.examples.add(cell.examples)
+        tables.explanations.add(_explanation_rows(cell.explanations))
+        for label, scoring in cell.scorings.items():
+            for latent, score in sorted(scoring.scores.items()):
+                tables.scores.add(latent_score_rows(latent, label, MAIN, score))
+                place = {"latent": latent, "scorer": label, "variant": MAIN}
+                tables.judgements.add({**place, **outcome.model_dump(mode="json")} for outcome in score.outcomes)
+        tables.judgements.add(cell.judgements)
+
+
+def _metrics(scoring: Scoring) -> list[str]:
+    """Return the metrics that any latent has."""
+    return list(dict.fromkeys(name for score in scoring.scores.values() for name in score.values))
+
+
+def _latent_row(cell: ImportedCell, latent: int) -> dict[str, Any]:
+    explanation = cell.explanations.get((MAIN, latent))
+    scores = {
+        f"score.{label}.{name}": value
         for label, scoring in cell.scorings.items()
-        for i, score in sorted(scoring.scores.items())
-        for outcome in score.outcomes
-    ]
-    write_judgements(folder / "judgements.parquet", [*judgements, *cell.judgements])
+        if latent in scoring.scores
+        for name, value in scoring.scores[latent].values.items()
+    }
+    status = explanation.status if explanation else "skipped"
+    return {**cell.latents.get(latent, {}), "latent": latent, "explanation_status": status, **scores}
 
 
 def _explanation_rows(explanations: Mapping[tuple[str, int], Explanation]) -> Iterable[dict[str, Any]]:

@@ -125,6 +125,24 @@ def test_scores_come_back_as_they_were(run, tmp_path, format_):
         assert first.unparsed > 0
 
 
+@pytest.mark.parametrize("format_", FORMATS)
+def test_imported_run_has_every_table(run, tmp_path, format_):
+    export_run(run, format_, tmp_path / "out", **NAMES.get(format_, {}))
+    import_run(tmp_path / "out", format_, tmp_path / "back")
+    back = saeval.read(tmp_path / "back")
+    assert back.calls.num_rows == 0 and back.latents.num_rows and back.explanations.num_rows
+    rows = back.latent_scores.to_pylist()
+    assert bool(rows) == any(cell.scores for cell in back.cells)
+    by_latent = {(row["cell"], row["latent"]): row for row in back.latents.to_pylist()}
+    scored = [row for row in rows if row["value"] is not None]
+    assert all(
+        by_latent[row["cell"], row["latent"]][f"score.{row['scorer']}.{row['metric']}"] == row["value"]
+        for row in scored
+    )
+    if format_ == "delphi":
+        assert all(r["low"] <= r["value"] <= r["high"] for r in scored if r["metric"] == "balanced_accuracy")
+
+
 def test_our_own_tables_keep_marks_that_others_lose(run, tmp_path):
     export_run(run, "jsonl", tmp_path / "own")
     assert import_run(tmp_path / "own", "jsonl", tmp_path / "a").synthetic

@@ -190,7 +190,7 @@ class CellTables:
     @property
     def has_calls(self) -> bool:
         """Whether the run contains prompts and replies."""
-        return self._calls.path.is_file()
+        return len(self._calls) > 0
 
     def calls(self, latents: Sequence[int]) -> tuple[dict[str, Any], bytes]:
         """Return prompts, raw replies and statuses of latents, in the order of the calls.
@@ -297,6 +297,9 @@ class _Table:
         self._latents = self._read(("latent",)).column("latent").to_numpy()
         self._columns = (*columns, *(name for name in optional if name in self._names))
         self._group = lru_cache(maxsize=2)(self._read_group)  # latents are requested in the order of the file
+
+    def __len__(self) -> int:
+        return len(self._latents)
 
     def _read(self, columns: Sequence[str], groups: Sequence[int] | None = None) -> Any:
         kinds = CELL_TABLES[self.path.stem]

@@ -141,6 +141,36 @@ def test_overrides_are_typed_and_false_works(tmp_path):
     assert document.data["tags"] == ["a", False]
 
 
+def test_override_and_include_reach_into_a_part_in_short_form(tmp_path):
+    base = GOOD + "baselines: [shuffled_explanation, {use: random_sae, with: {k: 8}}]\nllms: {judge: {model: m}}\n"
+    changes = ["explainer.with.n=3", "explainer.llm=judge", "baselines.0.when={latents: 2}", "baselines.1.with.k=4"]
+    changes += ["source.with.coder=random_sae", "source.with.coder.with.k=2"]
+    spec = parse(override(read(tmp_path, base), dict(map(parse_assignment, changes))))
+    assert (spec.explainer.use, spec.explainer.with_, spec.explainer.llm) == ("top_tokens", {"n": 3}, "judge")
+    assert spec.baselines[0].use == "shuffled_explanation" and spec.baselines[0].when.latents == 2
+    assert spec.baselines[1].with_ == {"k": 4}
+    assert spec.source.with_["coder"] == {"use": "random_sae", "with": {"k": 2}}
+    child = read(tmp_path, "include: [base.yaml]\nexplainer: {with: {n: 4}}\n", base=base)
+    assert plain(child.data["explainer"]) == {"use": "top_tokens", "with": {"n": 4}}
+    assert override(child, {"explainer.use": "default"}).data["explainer"]["use"] == "default"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("explainer.wiht.n=3", "explainer is a single value, which has no 'wiht', did you mean 'with'?"),
+        ("task.x=1", "task is a single value, which has no 'x'"),
+        ("tags.2=x", "tags is a list with entries 0 to 1, not 2"),
+        ("tags.a.b=x", "tags is a list with entries 0 to 1, not 'a'"),
+        ("exclude.0=x", "exclude is a list with no entries; set the whole list"),
+    ],
+)
+def test_override_without_a_place_says_what_is_there(tmp_path, text, said):
+    with pytest.raises(SpecError) as error:
+        override(read(tmp_path, GOOD + "tags: [a, b]\nexclude: []\n"), dict([parse_assignment(text)]))
+    assert said in str(error.value) and "Located" not in str(error.value)
+
+
 @pytest.mark.parametrize("text", ["novalue", "=3", "a=[1", "task.x=1"])
 def test_bad_override_is_one_clear_sentence(tmp_path, text):
     with pytest.raises(SpecError, match="--set"):

@@ -7,7 +7,8 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from saeval._util import Located, SpecError, clean, clean_text
+from saeval._util import Located, SpecError, clean, clean_text, did_you_mean
+from saeval.task.spec.models import PART_KEYS, as_part
 
 KeyPath = tuple[str | int, ...]
 MOST_NODES, MOST_DEPTH = 100_000, 40  # limits on a spec; larger ones are a mistake or an attack
@@ -47,7 +48,8 @@ class SpecDocument:
     def merged_over(self, base: SpecDocument) -> SpecDocument:
         """Return `base` with this document's values merged over it.
 
-        Mappings are merged, other values are replaced; if the `use` of a part changes, its old options are dropped.
+        Mappings are merged, also with parts in short form; other values are replaced. If the `use` of a part changes,
+        its old options are dropped.
         """
         data, places = deepcopy(base.data), dict(base.places)
 
@@ -55,6 +57,8 @@ class SpecDocument:
             if "use" in over and "use" in into and over["use"] != into["use"]:
                 into.clear()
             for key, value in over.items():
+                if isinstance(value, Mapping) and value.keys() & PART_KEYS:
+                    into[key] = as_part(into.get(key))
                 if isinstance(value, Mapping) and isinstance(into.get(key), dict):
                     merge(into[key], value, (*path, key))
                 else:
@@ -158,33 +162,44 @@ def _convert(root: Any, file: Path) -> SpecDocument:
 
 
 def override(document: SpecDocument, assignments: Mapping[str, Any]) -> SpecDocument:
-    """Return the document with dotted keys set, as with `--set a.b=c`.
+    """Return the document with dotted keys set, as with `--set a.b=c`; parts in short form on the way are expanded.
 
     Raises:
-        SpecError: If a parent of a key is not a mapping or list.
+        SpecError: If a parent of a key is not a mapping or list, or a list is too short.
     """
     data, places = deepcopy(document.data), dict(document.places)
     for dotted, value in assignments.items():
         keys = _keys(dotted)
         at: Any = data
         for i, key in enumerate(keys[:-1]):
-            if isinstance(at, list) and isinstance(key, int) and key < len(at):
-                at = at[key]
-            elif isinstance(at, dict):
-                at = at.setdefault(str(key), {})
-            else:
-                raise SpecError([f"--set {dotted}: {'.'.join(map(str, keys[: i + 1]))} does not exist"])
-        last = keys[-1]
-        if isinstance(at, dict):
-            at[str(last)] = clean(value)
-        elif isinstance(at, list) and isinstance(last, int) and last < len(at):
-            at[last] = clean(value)
-        else:
-            raise SpecError([f"--set {dotted}: its parent is {type(at).__name__}, not a mapping"])
+            if problem := _not_in(at, keys[:i], key):
+                raise SpecError([f"--set {dotted}: {problem}"])
+            place: Any = key if isinstance(at, list) else str(key)
+            inner = at[place] if isinstance(at, list) else at.get(place)
+            inner = as_part(inner) if keys[i + 1] in PART_KEYS else inner
+            at[place] = {} if inner is None else inner
+            at = at[place]
+        if problem := _not_in(at, keys[:-1], keys[-1]):
+            raise SpecError([f"--set {dotted}: {problem}"])
+        at[keys[-1] if isinstance(at, list) else str(keys[-1])] = clean(value)
         for known in [p for p in places if p[: len(keys)] == keys]:
             del places[known]
         places[keys] = (None, 0)
     return SpecDocument(data, places)
+
+
+def _not_in(value: Any, path: KeyPath, key: str | int) -> str:
+    """Return why a value cannot have a key; empty if it can. Names no values, which may be credentials."""
+    name = ".".join(map(str, path))
+    if isinstance(value, dict):
+        return ""
+    if not isinstance(value, list):
+        return f"{name} is a single value, which has no {key!r}{did_you_mean(str(key), PART_KEYS)}"
+    if isinstance(key, int) and key < len(value):
+        return ""
+    if not value:
+        return f"{name} is a list with no entries; set the whole list"
+    return f"{name} is a list with entries 0 to {len(value) - 1}, not {key!r}"
 
 
 def _keys(dotted: str) -> KeyPath:

@@ -41,6 +41,9 @@ class PartSpec(SpecModel):
     """For a scorer: the explanation baselines to score; default: all."""
 
 
+PART_KEYS = frozenset(field.alias or name for name, field in PartSpec.model_fields.items())
+
+
 class RoleSpec(Documented):
     """A language model for a role. Keys that are not listed here are options of the LLM plugin."""
 
@@ -295,17 +298,18 @@ def expand_short_forms(given: Mapping[str, Any]) -> dict[str, Any]:
     data = dict(given)
     for key in ("source", "sampler", "explainer"):
         if key in data:
-            data[key] = _part(data[key])
+            data[key] = as_part(data[key])
     if isinstance(scorers := data.get("scorers"), dict):
         data["scorers"] = {label: _labelled(label, part) for label, part in scorers.items()}
     if isinstance(baselines := data.get("baselines"), list):
-        data["baselines"] = [_part(baseline) for baseline in baselines]
+        data["baselines"] = [as_part(baseline) for baseline in baselines]
     if isinstance(run := data.get("run"), dict) and isinstance(trackers := run.get("trackers"), list):
-        data["run"] = {**run, "trackers": [_part(tracker) for tracker in trackers]}
+        data["run"] = {**run, "trackers": [as_part(tracker) for tracker in trackers]}
     return data
 
 
-def _part(part: Any) -> Any:
+def as_part(part: Any) -> Any:
+    """Return a part given by name only as a mapping with `use`; other values as they are."""
     return {"use": part} if isinstance(part, str) else part
 
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from saeval._util import Documented
+
+
+def _auto_or_count(value: Any) -> Any:
+    if value != "auto" and not (str(value).isdecimal() and int(value) >= 1):
+        raise ValueError("should be `auto` or a whole number of at least 1")
+    return value
+
+
+Concurrency = Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], BeforeValidator(_auto_or_count)]
+"""Number of things in flight at once."""
 
 
 class RoleSettings(Documented):
@@ -24,7 +34,7 @@ class RoleSettings(Documented):
     retries: int = Field(default=5, ge=0)
     """Maximum retries after temporary failures; a busy server that answers with a retry delay is retried for
     `run.patience`."""
-    concurrency: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    concurrency: Concurrency = "auto"
     """Concurrent calls; `auto` starts at 8 and adapts to the server."""
     structured: bool = False
     """Whether the server constrains answers of a closed set (lists of 0 and 1, a number) to a JSON schema, so that each

@@ -16,6 +16,7 @@ from saeval.records import Metric
 from saeval.task.parts import Part, RolePart, StepPart
 from saeval.task.spec.document import KeyPath, SpecDocument
 from saeval.task.spec.models import PartSpec, RoleSpec, Spec
+from saeval.task.spec.validation import explain_error
 
 
 class PartMaker:
@@ -91,8 +92,7 @@ class PartMaker:
             try:
                 settings = RoleSettings.model_validate({k: v for k, v in options.items() if k in known})
             except ValidationError as error:
-                for e in error.errors():
-                    self.fail((*path, *e["loc"]), e["msg"])
+                self.problems += [explain_error(e, self.document.where, RoleSettings, path) for e in error.errors()]
                 continue
             loaded, rest = self.llm(role_spec.model, (*path, "model"))
             if loaded is None:

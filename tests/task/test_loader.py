@@ -103,3 +103,13 @@ def test_misspelt_plugins_and_options_are_told_beside_keys_that_are_wrong():
         "temprature",
     ):
         assert told.count(sentence) == 1
+
+
+def test_wrong_setting_of_a_role_is_one_sentence_as_elsewhere_in_the_spec(tmp_path):
+    judge = {"model": "openai_compatible/m", "api_base": "http://127.0.0.1:9/v1", "concurrency": 0, "timeout": 0}
+    with pytest.raises(SpecError) as error:
+        load_task({**odd_task(tmp_path), "llms": {"judge": judge}}, registry=Registry())
+    assert sorted(error.value.problems) == [
+        "llms.judge.concurrency: should be `auto` or a whole number of at least 1 (got 0)",
+        "llms.judge.timeout: should be greater than 0 (got 0)",
+    ]

@@ -61,6 +61,20 @@ def test_every_mistake_is_reported_with_its_line_and_a_suggestion(tmp_path):
     assert "spec.yaml:9: latents.n: should be a valid integer" in text and "(got 'many')" in text
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("run: {concurrency: 0}", "run.concurrency: should be `auto` or a whole number of at least 1 (got 0)"),
+        (
+            "latents: {select: list, indices: [3, -1]}",
+            "latents.indices.1: should be greater than or equal to 0 (got -1)",
+        ),
+    ],
+)
+def test_number_that_no_run_could_use_is_refused(tmp_path, text, said):
+    assert said in "\n".join(problems(tmp_path, GOOD + text + "\n"))
+
+
 def test_key_given_twice_is_an_error_with_both_lines(tmp_path):
     assert problems(tmp_path, GOOD + "task: other\n") == ["spec.yaml:8: key 'task' is given twice (first on line 2)"]
 

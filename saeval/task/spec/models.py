@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from saeval._util import Documented
+from saeval.llm.role import Concurrency
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,80}$"  # name of a task or group; valid as a folder name
 
@@ -61,7 +62,7 @@ class LatentSelection(SpecModel):
     """`random`: drawn from the latents with enough windows; `list`: those in `indices`."""
     n: int = Field(default=100, ge=1)
     """Number of latents to draw."""
-    indices: list[int] = []
+    indices: list[Annotated[int, Field(ge=0)]] = []
     """Latents for `select: list`. Only these are collected if that is cheaper (ReLU, JumpReLU and gated coders), the
     sampler needs no other latents, and `measure` contains none of `l0`, `density`, `frac_alive` and `fvu`."""
     min_windows: int = Field(default=200, ge=2)
@@ -81,7 +82,7 @@ class RunOptions(SpecModel):
     """Largest share of a scorer's latents that may fail; beyond it, the exit code is 1."""
     max_unanswered: float = Field(default=0.05, ge=0, le=1)
     """Largest share of a scorer's windows without an answer; beyond it, the row is marked and the exit code is 1."""
-    concurrency: Literal["auto"] | int = "auto"
+    concurrency: Concurrency = "auto"
     """Latents in flight at once."""
     give_up_after: int = Field(default=10, ge=1)
     """Stop if this many latents in a row fail for the same reason, at the start of a step or in calls."""

@@ -22,7 +22,16 @@ from saeval.task.parts import Cell, Part, RolePart, StepPart, Task
 from saeval.task.spec import OF_ALL_LATENTS, FindingSpec, score_reference
 from saeval.task.spec.document import KeyPath, SpecDocument, override, read_document
 from saeval.task.spec.matrix import axis_id, cells_of
-from saeval.task.spec.models import MeasureName, PartSpec, RoleSpec, Spec, When, expand_short_forms
+from saeval.task.spec.models import (
+    LatentSelection,
+    LeaderboardOptions,
+    MeasureName,
+    PartSpec,
+    RoleSpec,
+    Spec,
+    When,
+    expand_short_forms,
+)
 from saeval.task.spec.validation import parse, refuse_secrets
 
 SHUFFLED = "shuffled_explanation"
@@ -161,6 +170,13 @@ class _Builder(PartMaker):
             with suppress(ValidationError):
                 self.roles({role: RoleSpec.model_validate(value)})
 
+    def check_latents(self, latents: LatentSelection) -> None:
+        """Report `select: list` without latents, and latents that would not be used."""
+        if latents.select == "list" and not latents.indices:
+            self.fail(("latents",), "`select: list` requires `indices`; list the latents, or omit `select`")
+        if latents.select != "list" and latents.indices:
+            self.fail(("latents", "indices"), "is used only with `select: list`; add it, or omit `indices`")
+
     def check_controls(self, controls: Sequence[str], cells: Sequence[Cell]) -> None:
         """Report controls that are not cells of the task, and tasks without other cells."""
         for i, name in enumerate(controls):
@@ -213,6 +229,7 @@ class _Builder(PartMaker):
             )
 
     def cells(self, spec: Spec, axes: Mapping[str, Any], roles: Mapping[str, RolePart]) -> list[Cell]:
+        self.check_latents(spec.latents)
         source = self.plugin("source", spec.source, ("source",))
         sampler = self.plugin("sampler", spec.sampler, ("sampler",))
         explainer = self.step("explainer", spec.explainer, ("explainer",), roles)

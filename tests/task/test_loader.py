@@ -113,3 +113,17 @@ def test_wrong_setting_of_a_role_is_one_sentence_as_elsewhere_in_the_spec(tmp_pa
         "llms.judge.concurrency: should be `auto` or a whole number of at least 1 (got 0)",
         "llms.judge.timeout: should be greater than 0 (got 0)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("latents", "said"),
+    [
+        ({"indices": [1, 2]}, "latents.indices: is used only with `select: list`"),
+        ({"select": "list"}, "latents: `select: list` requires `indices`"),
+    ],
+)
+def test_list_of_latents_and_its_select_are_given_together(tmp_path, latents, said):
+    with pytest.raises(SpecError) as error:
+        load_task({**odd_task(tmp_path), "latents": latents}, registry=Registry())
+    (problem,) = error.value.problems
+    assert problem.startswith(said)

@@ -14,6 +14,7 @@ from saeval.plugin import LLMError, content_hash, write_atomic
 
 _SEND_AFTER = 5.0  # seconds without another request after which a batch is sent
 _MOST = 50_000  # maximum requests per batch
+_MOST_BYTES = 150_000_000  # maximum size of a batch; OpenAI accepts 200 MB
 _POLL = 30.0  # seconds between two status requests
 _KEPT = 30 * 86_400.0  # seconds for which providers keep answers
 
@@ -85,7 +86,8 @@ class Batches:
 
     def __init__(self, folder: Path, model: str, owner: str, provider: BatchProvider):
         self._folder, self._model, self._owner, self._provider = folder, model, owner, provider
-        self._gathered: dict[str, tuple[dict[str, Any], asyncio.Future[Any]]] = {}
+        self._gathered: dict[str, tuple[str, asyncio.Future[Any]]] = {}
+        self._bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._sending: set[asyncio.Task[None]] = set()
         self._sent = self._saved_batches()
@@ -126,30 +128,34 @@ class Batches:
             batch.asked[key] = answer
             self._follow(batch)
         else:
-            self._gathered[key] = body, answer
-            self._wait_for_more()
+            self._gather(key, body, answer)
         return await answer
 
-    def _wait_for_more(self) -> None:
+    def _gather(self, key: str, body: dict[str, Any], answer: asyncio.Future[Any]) -> None:
+        """Add a request to the next batch, and send the batch when it is full or no other request follows."""
+        request = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
+        line = json.dumps(request) + "\n"  # ASCII, so its length is its size
+        if self._bytes + len(line) > _MOST_BYTES:
+            self._send_gathered()
+        self._gathered[key] = line, answer
+        self._bytes += len(line)
         if self._timer is not None:
             self._timer.cancel()
-        delay = _SEND_AFTER if len(self._gathered) < _MOST else 0.0
-        self._timer = asyncio.get_running_loop().call_later(delay, self._send_gathered)
+        if len(self._gathered) < _MOST:
+            self._timer = asyncio.get_running_loop().call_later(_SEND_AFTER, self._send_gathered)
+        else:
+            self._send_gathered()
 
     def _send_gathered(self) -> None:
-        gathered, self._gathered = self._gathered, {}
+        gathered, self._gathered, self._bytes = self._gathered, {}, 0
         if wanted := {key: asked for key, asked in gathered.items() if not asked[1].done()}:
             task = asyncio.ensure_future(self._send(wanted))
             self._sending.add(task)
             task.add_done_callback(self._sending.discard)
 
-    async def _send(self, wanted: Mapping[str, tuple[dict[str, Any], asyncio.Future[Any]]]) -> None:
-        lines = [
-            json.dumps({"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body})
-            for key, (body, _) in wanted.items()
-        ]
+    async def _send(self, wanted: Mapping[str, tuple[str, asyncio.Future[Any]]]) -> None:
         try:
-            found = await self._provider.send("\n".join(lines) + "\n")
+            found = await self._provider.send("".join(line for line, _ in wanted.values()))
             self._folder.mkdir(parents=True, exist_ok=True)
             batch = _Batch(found, self._folder / f"{content_hash(self._owner, found)}.json", set(wanted))
             batch.write(self._owner)

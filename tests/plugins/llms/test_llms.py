@@ -186,6 +186,21 @@ def test_batch_answers_each_request_at_the_batch_s_price(tmp_path):
 
 @quick
 @pytest.mark.slow
+@pytest.mark.parametrize("bound", [{"_MOST": 4}, {"_MOST_BYTES": 600}])
+def test_requests_beyond_the_bounds_of_a_batch_go_into_further_batches(tmp_path, monkeypatch, bound):
+    for name, value in bound.items():
+        monkeypatch.setattr(f"saeval_plugins.llms.batches.{name}", value)
+    with fake_server(lambda messages: messages[-1]["content"]) as server:
+        replies = ask(in_batch(tmp_path, server), *(Request.of(str(i)) for i in range(10)))
+        assert [reply.text for reply in replies] == list("0123456789")
+        sizes = sorted(len(batch["asked"]) for batch in server.batches.values())
+        assert sizes == ([2, 4, 4] if "_MOST" in bound else [2] * 5)
+        uploaded = [text for name, text in server.files.items() if name.startswith("file")]
+        assert len(uploaded) == len(sizes) and max(map(len, uploaded)) < (600 if "_MOST_BYTES" in bound else 1200)
+
+
+@quick
+@pytest.mark.slow
 def test_request_that_fails_in_a_batch_is_sent_in_another_and_a_refusal_is_none(tmp_path):
     with fake_server() as server:
         server.chooses = lambda body, number: {

@@ -173,13 +173,14 @@ class FakeServer:
     def _batch(self, name: str) -> dict[str, Any]:
         batch = self.batches[name]
         over, n = batch["looks"] >= self.looks, len(batch["asked"])
+        failed = over and self.ends_as == "failed"  # a batch that fails was never begun
         files = {"output_file_id": f"{name}-good", "error_file_id": f"{name}-bad" if batch["bad"] else None}
         errors = {"object": "list", "data": [{"code": "x", "message": "no such file", "line": None, "param": None}]}
         return {
             "id": name, "object": "batch", "endpoint": "/v1/chat/completions", "input_file_id": "x", "created_at": 1,
             "completion_window": "24h", "status": self.ends_as if over else "in_progress",
             "request_counts": {"total": n, "completed": n if over else n // 2, "failed": 0},
-            "errors": errors if over and self.ends_as == "failed" else None, **(files if over else {}),
+            "errors": errors if failed else None, **(files if over and not failed else {}),
         }  # fmt: skip
 
     async def completions(self, request: web.Request) -> web.StreamResponse:

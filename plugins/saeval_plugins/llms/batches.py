@@ -27,7 +27,7 @@ class Progress(NamedTuple):
         answered: Number of answered requests.
         requests: Number of requests in the batch.
         over: Whether the batch has ended.
-        error: Why the batch as a whole failed.
+        error: Why the batch ended without answers, if it did.
         files: Identifiers of the files that hold the answers, once it has ended.
     """
 
@@ -201,11 +201,11 @@ class Batches:
                     raise
             if not batch.progress.over:
                 await asyncio.sleep(_POLL)
-        if batch.progress.error:
-            batch.file.unlink(missing_ok=True)  # so that the next run sends a new batch
-            raise LLMError(f"{self._model}: batch {batch.id} failed: {batch.progress.error}", lasting=True)
         texts = [await self._provider.read(file) for file in batch.progress.files]
         lines = [json.loads(line) for text in texts for line in text.splitlines() if line.strip()]
+        if batch.progress.error and not any(map(answered, lines)):
+            batch.file.unlink(missing_ok=True)  # so that the next run sends a new batch
+            raise LLMError(f"{self._model}: batch {batch.id} failed: {batch.progress.error}", lasting=True)
         return {line["custom_id"]: line for line in lines}
 
     async def aclose(self) -> None:

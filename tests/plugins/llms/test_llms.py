@@ -216,17 +216,21 @@ def test_request_that_fails_in_a_batch_is_sent_in_another_and_a_refusal_is_none(
 
 @quick
 @pytest.mark.slow
-@pytest.mark.parametrize(("ends_as", "lost"), [("expired", 1), ("failed", 0)])
+@pytest.mark.parametrize(("ends_as", "lost"), [("expired", 1), ("cancelled", 1), ("cancelled", 2), ("failed", 0)])
 def test_batch_that_ends_early_says_so(tmp_path, ends_as, lost):
     with fake_server() as server:
         server.ends_as, server.lost = ends_as, lost
         first, second = ask(in_batch(tmp_path, server), Request.of("a"), Request.of("b"))
         assert isinstance(second, LLMError)
-        if ends_as == "failed":
-            assert isinstance(first, LLMError) and first.lasting and "no such file" in str(first)
+        reasons = {"failed": "failed: no such file", "cancelled": "failed: cancelled"}
+        none = reasons.get(ends_as, "ended as expired without an answer")
+        if ends_as == "failed" or lost == 2:
+            assert isinstance(first, LLMError) and first.lasting and none in str(first)
+            assert len(server.batches) == 1
         else:
-            assert first.text == "fine" and "ended as expired without an answer" in str(second)
+            assert first.text == "fine" and none in str(second)
             assert len(server.batches) == 2  # it was sent once more
+            assert json.loads((tmp_path / "calls.jsonl").read_text().splitlines()[-1])["spent"] == 1.05e-05
 
 
 @quick

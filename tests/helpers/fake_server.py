@@ -38,6 +38,7 @@ class FakeServer:
         tokens: Counts the tokens of a text, for usage that depends on it; without it, every call takes the same.
         batches: What was sent to the batch API, and its state.
         looks: Times a batch is looked at before it is over.
+        look_fault: A fault for those looks.
         ends_as: How batches end.
         lost: Requests of a batch that get no answer, from its end.
         files: Files that were uploaded, or hold the answers of a batch.
@@ -60,6 +61,7 @@ class FakeServer:
     tokens: Callable[[str], int] | None = None
     batches: dict[str, dict[str, Any]] = field(default_factory=dict)
     looks: int = 1
+    look_fault: Fault | None = None
     ends_as: str = "completed"
     lost: int = 0
     files: dict[str, str] = field(default_factory=dict)
@@ -142,7 +144,9 @@ class FakeServer:
 
     async def download(self, request: web.Request) -> web.StreamResponse:
         """Give a file."""
-        return web.Response(text=self.files[request.match_info["file"]], content_type="application/octet-stream")
+        if (name := request.match_info["file"]) not in self.files:
+            return error(404, f"no such file: {name}")(request)
+        return web.Response(text=self.files[name], content_type="application/octet-stream")
 
     async def begin_batch(self, request: web.Request) -> web.StreamResponse:
         """Take a batch, as /batches does; each of its requests is answered as a call would be, or fails as it would."""
@@ -166,7 +170,10 @@ class FakeServer:
 
     async def look(self, request: web.Request) -> web.StreamResponse:
         """Return the progress of a batch."""
-        name = request.match_info["batch"]
+        if (name := request.match_info["batch"]) not in self.batches:
+            return error(404, f"no batch found with id {name}")(request)
+        if self.look_fault is not None:
+            return self.look_fault(request)
         self.batches[name]["looks"] += 1
         return web.json_response(self._batch(name))
 

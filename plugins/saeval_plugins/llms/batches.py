@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,12 @@ _MOST = 50_000  # maximum requests per batch
 _MOST_BYTES = 150_000_000  # maximum size of a batch; OpenAI accepts 200 MB
 _POLL = 30.0  # seconds between two status requests
 _KEPT = 30 * 86_400.0  # seconds for which providers keep answers
+
+log = logging.getLogger("saeval")
+
+
+class NotFound(LLMError):
+    """Raised if a provider does not know a batch or a file: it was deleted, or the key is of another project."""
 
 
 class Progress(NamedTuple):
@@ -40,7 +47,7 @@ class Progress(NamedTuple):
 
 
 class BatchProvider(Protocol):
-    """A provider's batch API. All methods raise `LLMError` on failure."""
+    """A provider's batch API. All methods raise `LLMError` on failure, and `NotFound` if what they name is unknown."""
 
     async def send(self, lines: str) -> str:
         """Submit a batch and return its identifier."""
@@ -196,17 +203,33 @@ class Batches:
         while not batch.progress.over:
             try:
                 batch.progress = await self._provider.look(batch.id)
+            except NotFound as error:
+                self._warn(batch, error)
+                batch.progress = Progress("unknown to the provider", over=True)
             except LLMError as error:
                 if not error.retryable:
                     raise
             if not batch.progress.over:
                 await asyncio.sleep(_POLL)
-        texts = [await self._provider.read(file) for file in batch.progress.files]
+        texts = await self._texts(batch)
         lines = [json.loads(line) for text in texts for line in text.splitlines() if line.strip()]
         if batch.progress.error and not any(map(answered, lines)):
             batch.file.unlink(missing_ok=True)  # so that the next run sends a new batch
             raise LLMError(f"{self._model}: batch {batch.id} failed: {batch.progress.error}", lasting=True)
         return {line["custom_id"]: line for line in lines}
+
+    async def _texts(self, batch: _Batch) -> list[str]:
+        """Return the contents of a batch's files, except those that the provider no longer has."""
+        found = []
+        for file in batch.progress.files:
+            try:
+                found.append(await self._provider.read(file))
+            except NotFound as error:
+                self._warn(batch, error)
+        return found
+
+    def _warn(self, batch: _Batch, error: NotFound) -> None:
+        log.warning("batch %s is lost, so requests without an answer are sent again: %s", batch.id, error)
 
     async def aclose(self) -> None:
         """Stop waiting. Batches continue at the provider and a later run finds them; used answers are removed."""

@@ -28,7 +28,7 @@ from saeval.plugin import (
 )
 from saeval_plugins.llms._as_sent import as_sent, unread_chat
 from saeval_plugins.llms._bounds import bounded_httpx
-from saeval_plugins.llms.batches import Batches, Progress, answered
+from saeval_plugins.llms.batches import Batches, NotFound, Progress, answered
 from saeval_plugins.llms.openai_chat import (
     chat_body,
     error_from_status,
@@ -343,7 +343,10 @@ class _Batching:
             with bounded_httpx(self._llm.model):
                 return await getattr(litellm, name)(**arguments)
         except Exception as error:  # noqa: BLE001 - litellm raises the exceptions of every provider's client
-            raise _translated(self._llm.model, error) from None
+            translated = _translated(self._llm.model, error)
+            if getattr(error, "status_code", None) == 404:
+                raise NotFound(str(translated), lasting=True) from None
+            raise translated from None
 
     async def send(self, lines: str) -> str:
         """Upload the requests and start a batch."""

@@ -233,23 +233,64 @@ def test_batch_that_ends_early_says_so(tmp_path, ends_as, lost):
             assert json.loads((tmp_path / "calls.jsonl").read_text().splitlines()[-1])["spent"] == 1.05e-05
 
 
+def saved(tmp_path):
+    return list((tmp_path / "cache" / "batches").glob("[!.]*.json"))
+
+
+def killed_after_sending(tmp_path, server):
+    """Ask five questions, and end without closing anything as soon as their batch is saved."""
+
+    async def main():
+        gate = in_batch(tmp_path, server)
+        asking = asyncio.gather(*(gate.complete(Request.of(str(i))) for i in range(5)))
+        while not saved(tmp_path):
+            await asyncio.wait({asking}, timeout=0.01)
+
+    looks, server.looks = server.looks, 10**6
+    asyncio.run(main())
+    server.looks = looks
+
+
 @quick
 @pytest.mark.slow
 def test_run_that_was_killed_takes_its_answers_from_the_batch_that_it_sent(tmp_path):
-    async def killed(gate):
-        asking = asyncio.gather(*(gate.complete(Request.of(str(i))) for i in range(5)))
-        while not list((tmp_path / "cache" / "batches").glob("[!.]*.json")):
-            await asyncio.wait({asking}, timeout=0.01)
-        # and nothing is closed
-
     with fake_server(lambda messages: messages[-1]["content"]) as server:
-        server.looks = 10**6
-        asyncio.run(killed(in_batch(tmp_path, server)))
-        server.looks = 1
+        killed_after_sending(tmp_path, server)
         replies = ask(in_batch(tmp_path, server), *(Request.of(str(i)) for i in range(6)))
         assert [reply.text for reply in replies] == list("012345")
         assert [len(batch["asked"]) for batch in server.batches.values()] == [5, 1]
         assert not list((tmp_path / "cache" / "batches").iterdir())
+
+
+@quick
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", ["batch", "file"])
+def test_requests_of_a_batch_that_the_provider_no_longer_has_are_sent_again(tmp_path, caplog, lost):
+    with fake_server(lambda messages: messages[-1]["content"]) as server:
+        killed_after_sending(tmp_path, server)
+        if lost == "batch":
+            del server.batches["batch_0"]
+            server.batches["another"] = {"asked": [], "looks": 0, "bad": False}
+        else:
+            del server.files["batch_0-good"]
+        replies = ask(in_batch(tmp_path, server), *(Request.of(str(i)) for i in range(5)))
+        assert [reply.text for reply in replies] == list("01234")
+        assert len(server.batches["batch_1"]["asked"]) == 5
+    assert caplog.text.count("batch batch_0 is lost, so requests without an answer are sent again") == 1
+    assert not saved(tmp_path)
+
+
+@quick
+@pytest.mark.slow
+def test_batch_that_cannot_be_looked_at_for_now_is_kept(tmp_path):
+    with fake_server(lambda messages: messages[-1]["content"]) as server:
+        killed_after_sending(tmp_path, server)
+        for status in (401, 403):
+            server.look_fault = error(status, "wrong key")
+            assert all(isinstance(reply, LLMError) for reply in ask(in_batch(tmp_path, server), Request.of("0")))
+        server.look_fault = None
+        assert ask(in_batch(tmp_path, server), Request.of("0"))[0].text == "0"
+        assert len(server.batches) == 1
 
 
 @quick

@@ -32,6 +32,10 @@ class OfScorer(Scorer):
         """Return the needs of the wrapped scorer."""
         return self.scorer.needs()
 
+    def marks_from(self) -> float:
+        """Return the threshold of marks of the wrapped scorer."""
+        return self.scorer.marks_from()
+
 
 class OfExplainer(Explainer):
     """Base class of explainers that wrap another explainer."""

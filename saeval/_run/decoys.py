@@ -36,10 +36,11 @@ class Decoys:
 
     Args:
         store: The activation store of the records.
+        threshold: Tokens with at least this share of the window's maximum activation are marked.
     """
 
-    def __init__(self, store: ActivationStore):
-        self._store = store
+    def __init__(self, store: ActivationStore, threshold: float = 0.3):
+        self._store, self._threshold = store, threshold
         self._places: dict[
             int, tuple[int, bytes] | None
         ] = {}  # by latent: the decoy latent, and the starts of its windows
@@ -48,7 +49,7 @@ class Decoys:
         """Return the record with its decoy; see `with_decoy`."""
         latent, length = record.latent.index, self._store.length
         if latent not in self._places:
-            found = with_decoy(record, self._store, rng)
+            found = with_decoy(record, self._store, rng, self._threshold)
             decoy = found.score.decoy
             at = [e.context * length + e.start for e in decoy.activating] if decoy else []
             places = np.array(at, dtype=self._store.position.dtype).tobytes()
@@ -68,7 +69,9 @@ def _with(record: LatentRecord, store: ActivationStore, other: LatentId, windows
     return replace(record, score=replace(record.score, decoy=decoy))
 
 
-def with_decoy(record: LatentRecord, store: ActivationStore, rng: np.random.Generator) -> LatentRecord:
+def with_decoy(
+    record: LatentRecord, store: ActivationStore, rng: np.random.Generator, threshold: float = 0.3
+) -> LatentRecord:
     """Return the record with windows of a decoy latent for scoring.
 
     The decoy latent fires nearly independently of this latent, about as often, and on other tokens. Of 64 such latents,
@@ -82,6 +85,7 @@ def with_decoy(record: LatentRecord, store: ActivationStore, rng: np.random.Gene
         record: The latent's windows.
         store: The activation store.
         rng: Random generator.
+        threshold: Tokens with at least this share of the window's maximum activation are marked.
 
     Returns:
         The record; unchanged if the store has no such latent.
@@ -91,13 +95,13 @@ def with_decoy(record: LatentRecord, store: ActivationStore, rng: np.random.Gene
     if not shown or not wanted:
         return record
     searched = _Search(store, record)
-    profile = profile_of(shown[:: max(1, len(shown) // _COMPARED)], searched.kinds)
+    profile = profile_of(shown[:: max(1, len(shown) // _COMPARED)], searched.kinds, threshold)
     best: tuple[float, _Windows] | None = None
     compared = 0
     candidates = searched.candidates(rng)
     while compared < _TRIED and (some := list(islice(candidates, _TRIED - compared))):
         drawn = [usable.take(rng.permutation(len(usable.ids))[: _OFFERED * wanted]) for usable in some]
-        profiles = searched.profiles([windows.take(slice(_COMPARED)) for windows in drawn])
+        profiles = searched.profiles([windows.take(slice(_COMPARED)) for windows in drawn], threshold)
         other = np.flatnonzero(~(profile.overlap(profiles) > _SAME_TOKENS))
         if not len(other):
             continue
@@ -114,8 +118,8 @@ def with_decoy(record: LatentRecord, store: ActivationStore, rng: np.random.Gene
     order = rng.permutation(len(shown))
     lent = order[np.arange(min(wanted, len(begins))) % len(order)]
     chosen = _match_windows(
-        _shape(np.array([window.activations for window in shown]))[lent],
-        _shape(store.window_arrays(latent.index, begins, searched.window)[1]),
+        _shape(np.array([window.activations for window in shown]), threshold)[lent],
+        _shape(store.window_arrays(latent.index, begins, searched.window)[1], threshold),
     )
     return _with(record, store, latent, store.examples_at(latent, begins[chosen], searched.window))
 
@@ -276,7 +280,7 @@ class _Search:
         fires[self._positions] = False
         return found
 
-    def profiles(self, drawn: Sequence[_Windows]) -> Profiles:
+    def profiles(self, drawn: Sequence[_Windows], threshold: float) -> Profiles:
         """Return the profiles of other latents, from their windows."""
         if self._moved:
             begins = np.concatenate([self.begins(windows) for windows in drawn])
@@ -285,7 +289,7 @@ class _Search:
         low = np.concatenate([windows.low + windows.base for windows in drawn])
         high = np.concatenate([windows.high + windows.base for windows in drawn])
         owner = np.repeat(np.arange(len(drawn)), [len(windows.ids) for windows in drawn])
-        return profiles_of(self._store, (low, high), begins, owner, self.kinds, self.window)
+        return profiles_of(self._store, (low, high), begins, owner, self.kinds, self.window, threshold)
 
 
 def _match_windows(wanted: NDArray[np.float64], offered: NDArray[np.float64]) -> NDArray[np.intp]:
@@ -297,9 +301,9 @@ def _match_windows(wanted: NDArray[np.float64], offered: NDArray[np.float64]) ->
     return np.asarray(linear_sum_assignment(cost)[1])
 
 
-def _shape(strengths: NDArray[np.float32]) -> NDArray[np.float64]:
+def _shape(strengths: NDArray[np.float32], threshold: float) -> NDArray[np.float64]:
     """Return the numbers of runs and tokens, and the relative positions of first and last mark.  [windows, 4]"""
-    marks, runs = marked(strengths)
+    marks, runs = marked(strengths, threshold)
     size = marks.shape[1]
     first, last = marks.argmax(axis=1) / size, 1 - marks[:, ::-1].argmax(axis=1) / size
     return np.stack([runs.sum(axis=1), marks.sum(axis=1), first, last], axis=1)

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from saeval.activations import ActivationStore
     from saeval.records import Example
 
-THRESHOLD = 0.3
-"""Tokens with at least this share of the window's maximum activation are marked."""
-
 
 @dataclass(frozen=True, eq=False)
 class Profiles:
@@ -116,9 +113,9 @@ class Kinds:
         return found
 
 
-def profile_of(windows: Sequence[Example], kinds: Kinds) -> Profiles:
-    """Return the profile of one latent from its windows."""
-    marks = marked(np.array([window.activations for window in windows]))[0]
+def profile_of(windows: Sequence[Example], kinds: Kinds, threshold: float = 0.3) -> Profiles:
+    """Return the profile of one latent from its windows; for `threshold`, see `marked`."""
+    marks = marked(np.array([window.activations for window in windows]), threshold)[0]
     rows, columns = np.nonzero(marks)
     texts = [windows[row].tokens[column] for row, column in zip(rows.tolist(), columns.tolist(), strict=True)]
     return _profiles(rows, columns, kinds.of_texts(texts), np.zeros(len(windows), dtype=np.int64), 1)
@@ -131,6 +128,7 @@ def profiles_of(
     owner: NDArray[np.int64],
     kinds: Kinds,
     window: int,
+    threshold: float = 0.3,
 ) -> Profiles:
     """Return the profiles of several latents from their windows.
 
@@ -141,6 +139,7 @@ def profiles_of(
         owner: Number of its latent, ascending from 0 without gaps.  [windows]
         kinds: Kinds of tokens.
         window: Tokens per window.
+        threshold: Tokens with at least this share of the window's maximum activation are marked.
     """
     low, high = firings
     count = high - low
@@ -148,7 +147,7 @@ def profiles_of(
     rows = np.repeat(np.arange(len(low)), count)
     at = np.arange(len(rows)) + (low - first)[rows]
     value = store.value[at].astype(np.float32)
-    level = THRESHOLD * np.maximum.reduceat(value, first)
+    level = threshold * np.maximum.reduceat(value, first)
     marks = np.flatnonzero((value > 0) & (value >= level[rows]))
     rows, position = rows[marks], store.position[at[marks]].astype(np.int64)
     found = kinds.of_positions(position, rows, begins, window)
@@ -194,9 +193,14 @@ def _profiles(
     )
 
 
-def marked(strength: NDArray[np.float32]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which tokens are marked, and which of them begin a run.  [windows, window] each"""
-    marks = (strength > 0) & (strength >= THRESHOLD * strength.max(axis=1, keepdims=True))
+def marked(strength: NDArray[np.float32], threshold: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which tokens are marked, and which of them begin a run.  [windows, window] each
+
+    Args:
+        strength: Activation of each token.  [windows, window]
+        threshold: Tokens with at least this share of the window's maximum activation are marked.
+    """
+    marks = (strength > 0) & (strength >= threshold * strength.max(axis=1, keepdims=True))
     begins = marks.copy()
     begins[:, 1:] &= ~marks[:, :-1]
     return marks, begins

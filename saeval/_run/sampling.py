@@ -135,12 +135,13 @@ def choose_records(
         candidates = (i for i in enough if len(store.windows(i, window).ids) >= wanted.min_windows)
     hookpoint = str(store.facts.get("hookpoint", cell.source.plugin.name))
 
-    needed = {need for scorer in cell.scorers.values() for need in scorer.part.plugin.needs()}
+    scorers = [scorer.part.plugin for scorer in cell.scorers.values()]
+    needed = {need for scorer in scorers for need in scorer.needs()}
     drawn = None
     if "decoy" in needed:
         from saeval._run.decoys import Decoys
 
-        drawn = Decoys(store)
+        drawn = Decoys(store, next(s.marks_from() for s in scorers if "decoy" in s.needs()))  # the same for all
 
     explainers = [part for part in (cell.explainer, *cell.alternatives.values()) if part is not None]
     cofiring = any("cofiring" in explainer.part.plugin.needs() for explainer in explainers)

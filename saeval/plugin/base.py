@@ -379,6 +379,13 @@ class Scorer(Step):
     reads_explanation: ClassVar[bool] = True
     """Whether the score depends on the explanation; if not, the scorer is not run on explanation baselines."""
 
+    def marks_from(self) -> float:
+        """Return the share of its window's maximum from which a token is marked; a decoy's marks are matched at it.
+
+        Used if `needs()` contain "decoy". Such scorers of a cell must agree, because they get the same decoys.
+        """
+        return 0.3
+
     def cautions(self, values: Mapping[str, float], latents: Sequence[LatentId]) -> list[str]:
         """Return what a reader of a cell's scores must know.
 

@@ -218,6 +218,19 @@ class _Builder(PartMaker):
                 "use the source transformers, or drop this part",
             )
 
+    def check_marks(self, scorers: Mapping[str, StepPart[Any] | None]) -> None:
+        """Report scorers that share decoys, but mark tokens from different shares of a window's maximum on."""
+        steps = {label: step.part.plugin for label, step in scorers.items() if step}
+        marks = {label: step.marks_from() for label, step in steps.items() if "decoy" in step.needs()}
+        first = next(iter(marks), "")
+        for label, threshold in marks.items():
+            if threshold != marks[first]:
+                self.fail(
+                    ("scorers", label),
+                    f"marks tokens at the threshold {threshold:g}, but {first} at {marks[first]:g}, and wrong marks of "
+                    "both are on the same other latent; use one threshold, or an axis of the matrix for the threshold",
+                )
+
     def check_measures(self, source: Part[ActivationSource], explainer: Part[Explainer]) -> None:
         """Report measures of an explainer with the name of a fact about the coder."""
         declared = [m for part in (source, *source.nested) for m in getattr(part.plugin, "measures", ())]
@@ -256,6 +269,7 @@ class _Builder(PartMaker):
         for place, part in needing.items():
             self.check_needs(source, part, place)
         self.check_measures(source, explainer.part)
+        self.check_marks(scorers)
         steps: list[StepPart[Any] | None] = [explainer, *alternatives.values(), *scorers.values()]
         names = {axis: axis_id(value) for axis, value in axes.items()}
         control = next((name for name in spec.controls if name in names.values()), None)

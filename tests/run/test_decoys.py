@@ -17,6 +17,7 @@ from saeval_plugins.scorers.fuzzing import Fuzzing
 import saeval
 from saeval._run.decoys import Decoys, with_decoy
 from saeval._run.mark_profiles import Kinds, profile_of, profiles_of
+from saeval._util import SpecError
 from saeval.activations import TokenDataset
 from saeval.activations.store import ActivationWriter
 from saeval.plugin import LatentId, derive_rng
@@ -264,3 +265,45 @@ def test_marks_look_the_same_in_the_store_as_in_windows_that_break_characters(tm
         own = found.latent == i
         assert found.kind[own].tolist() == alone.kind.tolist() and found.share[own].tolist() == alone.share.tolist()
         assert alone.overlap(found)[i] == pytest.approx(1) and alone.distance(found)[i] == 0
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.05])
+def test_marks_are_as_many_at_the_threshold_of_the_scorer(threshold, tmp_path):
+    """All latents fire as often, a third of them at a tenth of their maximum, and the others at a fiftieth."""
+    dataset, planted = planted_tokens(24, 120, 0)
+    writer = ActivationWriter(tmp_path / "store")
+    writer.start(dataset, 24)
+    flat, mask = planted.reshape(-1), np.asarray(dataset.mask).reshape(-1)
+    for latent in range(24):
+        value = np.where(flat == latent, 5.0, 0.0)
+        weak = 0.5 if latent % 3 == 0 else 0.1
+        for after in (2, 4):
+            value = np.maximum(value, np.roll(np.where(flat == latent, weak, 0.0), after) * mask)
+        position = np.flatnonzero(value)
+        writer.add(position, np.full(len(position), latent), value[position].astype(np.float32))
+    writer.advance(len(planted))
+    store = writer.finish()
+
+    counts = []
+    for latent in range(0, 24, 3):
+        score = with_decoy(record_of(store, latent), store, derive_rng(0, "decoy", latent), threshold).score
+        sides = (score.activating, score.decoy.activating)
+        counts.append([np.mean([sum(window.firing(threshold)) for window in windows]) for windows in sides])
+    right, wrong = np.mean(counts, axis=0)
+    assert right == pytest.approx(wrong, rel=0.15)
+
+
+def test_scorers_that_mark_from_different_thresholds_on_share_no_cell():
+    def loaded(**scorers):
+        task = {
+            "saeval": 1, "task": "t", "version": "1", "source": {"use": "synthetic"}, "sampler": {"use": "random"},
+            "latents": {"n": 3}, "explainer": {"use": "top_tokens"}, "scorers": scorers,
+            "llms": {"judge": {"model": "scripted/x"}}, "measure": [],
+        }  # fmt: skip
+        return load_task(task, registry=Registry())
+
+    low = {"use": "fuzzing", "with": {"threshold": 0.1}}
+    loaded(low=low, again={"use": "consistency", "with": {"scorer": low}})
+    loaded(low=low, fuzzing={"with": {"negatives": "matched"}})
+    with pytest.raises(SpecError, match="at the threshold 0.3, but low at 0.1"):
+        loaded(low=low, fuzzing={})

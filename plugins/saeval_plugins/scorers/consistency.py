@@ -49,6 +49,10 @@ class Consistency(Scorer):
         """Return the needs of the judging scorer."""
         return self.scorer.needs()
 
+    def marks_from(self) -> float:
+        """Return the threshold of marks of the judging scorer."""
+        return self.scorer.marks_from()
+
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
         """Ask all questions twice and compare the answers."""
         questions = self.scorer.questions(examples, context)

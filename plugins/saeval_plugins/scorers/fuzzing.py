@@ -60,6 +60,10 @@ class Fuzzing(Judge):
         """Return the judge's needs and, for `negatives: other`, another latent's windows."""
         return super().needs() | (frozenset({"decoy"}) if self.negatives == "other" else frozenset())
 
+    def marks_from(self) -> float:
+        """Return the threshold of marks."""
+        return self.threshold
+
     def questions(self, examples: Examples, context: Context) -> list[Question]:
         """Mark firing tokens in activating windows, and wrong ones according to `negatives`."""
         right: Sequence[Example] = examples.activating

@@ -66,6 +66,10 @@ class Injection(Scorer):
         """Return the needs of the judging scorer."""
         return self.scorer.needs()
 
+    def marks_from(self) -> float:
+        """Return the threshold of marks of the judging scorer."""
+        return self.scorer.marks_from()
+
     def fingerprint(self) -> JsonValue:
         """Return the options and the fingerprint of the judging scorer."""
         return [super().fingerprint(), self.scorer.fingerprint()]

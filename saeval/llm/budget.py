@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import deque
+from collections import OrderedDict
+from collections.abc import Callable
 
 from saeval._util import BudgetExceeded
 from saeval.records import Usage
 
-_UNPRICED = 4  # calls in flight of roles without any bill yet; every role may have one
+_FIRST = 4  # calls of a role in flight before any is billed
+_GROWTH = 2  # calls in flight per billed call, so that a few cheap bills do not let many expensive calls through
 
 log = logging.getLogger("saeval")
 
@@ -23,8 +25,10 @@ def known_dollars(usage: Usage) -> float:
 class Budget:
     """The spending limit of a run, shared by all its roles.
 
-    Calls in flight count with the mean cost of their role's calls so far, so that the limit is exceeded by little
-    however many there are. The last call before the limit is made although it may exceed it.
+    A role's calls in flight count with the most that they can cost by their prompts and token limits, or as if each
+    cost as much as the role's most expensive call so far, if that is more. A call starts only if it fits beside them.
+    If none is in flight, one is made although it may exceed the limit. Each role's first calls are few (see
+    `_GROWTH`), because prices may be unknown, or servers may ignore token limits.
 
     Args:
         limit: Dollars; None for no limit.
@@ -91,33 +95,40 @@ class Budget:
         """Whether no call that may cost something is in flight."""
         return all(role.free or not role.in_flight for role in self._roles)
 
-    def fits(self, role: RoleSpending) -> bool:
-        """Whether another call of a role may start now."""
+    def fits(self, role: RoleSpending, most: float = 0.0) -> bool:
+        """Whether another call of a role may start now.
+
+        Args:
+            role: The role.
+            most: The most dollars that the call can cost; 0 if that is unknown.
+        """
         if self.limit is None:
             return True
         if self.spent >= self.limit:
             return False
         if role.free or self.idle:
             return True
-        if not role.calls:
-            if not role.in_flight:  # so that the cost of its calls becomes known
-                return True
-            if sum(other.in_flight for other in self._roles if not (other.calls or other.free)) >= _UNPRICED:
-                return False
-        expected = self.spent + sum(other.in_flight * self._estimate(other) for other in self._roles)
-        return expected + self._estimate(role) <= self.limit
+        if role.in_flight >= max(_FIRST, _GROWTH * role.calls):
+            return False
+        others = sum(self._expected(other) for other in self._roles if other is not role)
+        return self.spent + others + self._expected(role, 1, most) <= self.limit
 
-    def _estimate(self, role: RoleSpending) -> float:
-        """Return a call's expected dollars: its role's mean; before that is known, the highest mean of any role."""
-        if role.calls or role.free:
-            return role.mean
-        return max(other.mean for other in self._roles)
+    def _expected(self, role: RoleSpending, more: int = 0, most: float = 0.0) -> float:
+        """Return the dollars that a role's calls in flight may cost, with `more` calls that cost at most `most`."""
+        if role.free:
+            return 0.0
+        largest = role.largest if role.calls else max(other.largest for other in self._roles)
+        return max(role.reserved + most, (role.in_flight + more) * largest)
 
     def admit(self) -> None:
         """Let the calls through that fit now; if none ever will, let all know."""
         for role in self._roles:
-            while role.waiting and (self.idle or self.fits(role)):
-                role.wake(admitted=self.fits(role))
+            while role.waiting:
+                most = role.next_most()
+                fits = self.fits(role, most)
+                if not (fits or self.idle):
+                    break
+                role.wake(most if fits else None)
 
 
 class RoleSpending:
@@ -127,61 +138,81 @@ class RoleSpending:
 
     Attributes:
         in_flight: Number of calls in flight.
+        reserved: The most dollars that they can cost together, as far as that is known.
         calls: Number of calls that were billed.
-        waiting: Calls that wait until others are billed.
+        largest: Dollars of the most expensive call so far.
+        waiting: Calls that wait until others are billed, and what returns the most that each can cost.
     """
 
     def __init__(self, budget: Budget, *, free: bool):
         self._budget, self._free = budget, free
-        self._dollars = 0.0
         self.in_flight = self.calls = 0
-        self.waiting: deque[asyncio.Future[bool]] = deque()
+        self.reserved = self.largest = 0.0
+        self.waiting: OrderedDict[asyncio.Future[float | None], Callable[[], float]] = OrderedDict()
 
     @property
     def free(self) -> bool:
         """Whether calls wait for no others; true of a role whose first calls cost nothing."""
-        return self._free or (self.calls > 0 and not self._dollars)
+        return self._free or (self.calls > 0 and not self.largest)
 
-    @property
-    def mean(self) -> float:
-        """Mean dollars per call so far; 0 if none is known or needs to be."""
-        return self._dollars / self.calls if self.calls and not self._free else 0.0
-
-    async def enter(self) -> None:
+    async def enter(self, most: Callable[[], float] = lambda: 0.0) -> float:
         """Wait until another call fits the budget; `leave` has to follow once it is billed or has failed.
+
+        Args:
+            most: Returns the most dollars that the call can cost if it starts now; 0 if that is unknown.
+
+        Returns:
+            The dollars reserved for the call, which `leave` releases.
 
         Raises:
             BudgetExceeded: If the spending has reached the limit and nothing is in flight.
         """
-        if not self.waiting and self._budget.fits(self):
-            self.in_flight += 1
-            return
+        if not self.waiting:
+            dollars = self._most(most)
+            if self._budget.fits(self, dollars):
+                self._start(dollars)
+                return dollars
         if self._budget.idle:
             self._budget.check()
-        place: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self.waiting.append(place)
+        place: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
+        self.waiting[place] = most
         try:
             admitted = await place
         except asyncio.CancelledError:
-            if place.done() and not place.cancelled() and place.result():
-                self.leave()
+            self.waiting.pop(place, None)
+            if place.done() and not place.cancelled() and (reserved := place.result()) is not None:
+                self.leave(reserved)
             raise
-        if not admitted:
+        if admitted is None:
             raise self._budget.exceeded()
+        return admitted
 
-    def leave(self) -> None:
-        """Record that a call has ended, and let others through."""
+    def leave(self, reserved: float = 0.0) -> None:
+        """Record that a call has ended, release what `enter` reserved for it, and let others through."""
         self.in_flight -= 1
+        self.reserved = self.reserved - reserved if self.in_flight else 0.0
         self._budget.admit()
 
     def add(self, usage: Usage) -> None:
-        """Add the cost of a call to what the mean is taken over."""
+        """Add the cost of a call to what later calls are expected to cost."""
         self.calls += 1
-        self._dollars += known_dollars(usage)
+        self.largest = max(self.largest, known_dollars(usage))
 
-    def wake(self, *, admitted: bool) -> None:
-        """Let the first call that waits through, or let it know that the limit is reached."""
-        place = self.waiting.popleft()
+    def next_most(self) -> float:
+        """Return the most dollars that the first call that waits can cost."""
+        return self._most(next(iter(self.waiting.values())))
+
+    def wake(self, reserved: float | None) -> None:
+        """Let the first call that waits through with what it reserves, or let it know that the limit is reached."""
+        place, _ = self.waiting.popitem(last=False)
         if not place.done():
-            self.in_flight += admitted
-            place.set_result(admitted)
+            if reserved is not None:
+                self._start(reserved)
+            place.set_result(reserved)
+
+    def _most(self, most: Callable[[], float]) -> float:
+        return 0.0 if self._free or self._budget.limit is None else most()
+
+    def _start(self, reserved: float) -> None:
+        self.in_flight += 1
+        self.reserved += reserved

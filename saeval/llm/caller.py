@@ -186,7 +186,7 @@ class Caller:
         refused: bool | None = None
         try:
             with tries.queued():
-                await self._spending.enter()
+                reserved = await self._spending.enter(lambda: self._pricing.most(self._chosen(question)))
             try:
                 answer = await self._call(question, ask, work)
                 self._pay(bill, answer.usage, question.sent, answer, cut=_is_cut(answer))
@@ -196,16 +196,16 @@ class Caller:
                 refused = error.retryable
                 raise
             finally:
-                self._spending.leave()  # after the bill, so that calls that wait are admitted with what this one cost
+                self._spending.leave(
+                    reserved
+                )  # after the bill, so that calls that wait are admitted with what this one cost
             refused = False
             return answer
         finally:
             self._limiter.leave(epoch, refused)
 
     async def _call(self, question: Question, ask: Callable[[Any], Awaitable[A]], work: CallState) -> A:
-        question.raised |= self._room.needed or question.roomier is None
-        request = question.request if question.roomier is None or not question.raised else question.roomier
-        question.sent = request
+        request = question.sent = self._chosen(question)
         try:
             self._begin(question)
             self._waits.begin()
@@ -227,6 +227,11 @@ class Caller:
         except BaseException:
             work.in_flight = False
             raise
+
+    def _chosen(self, question: Question) -> Any:
+        """Return the request with the token limit that applies now."""
+        question.raised |= self._room.needed or question.roomier is None
+        return question.request if question.roomier is None or not question.raised else question.roomier
 
     def _check(self, reply: Reply) -> None:
         """Check that a reply contains an answer.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from saeval.plugin.base import LLM
@@ -17,6 +17,7 @@ _PIECES = re.compile(r"[A-Za-z]{1,4}|[^A-Za-z\s]|\n|\s(?=\d)")
 _PER_MESSAGE = 4  # tokens that a chat format adds to each message
 
 
+@lru_cache(maxsize=256)  # most turns are the worked examples of a prompt
 def estimated_tokens(text: str) -> int:
     """Estimate the number of tokens in a text, tending to overestimate.
 
@@ -49,6 +50,14 @@ class Pricing:
             return (spec[0], spec[1]), "spec"
         listed = self._llm.prices()
         return None if listed is None else (listed, "price list")
+
+    def most(self, request: object) -> float:
+        """Return the most dollars that a call can cost by its prompt and token limit; 0 if its prices are unknown."""
+        if self._prices is None:
+            return 0.0
+        (per_input, per_output), _ = self._prices
+        generated = (request.max_tokens or 0) if isinstance(request, Request) else 0
+        return (_asked(request) * per_input + generated * per_output) / 1e6
 
     def bill(self, usage: Usage, request: object, answer: object = None, *, cut: bool = False) -> Usage:
         """Return the usage of a call, with its price if one is known.

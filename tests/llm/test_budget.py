@@ -9,7 +9,7 @@ import time
 
 import pytest
 from click.testing import CliRunner
-from fake_server import content, error, fake_server
+from fake_server import body as body_of, content, error, fake_server
 from gateways import ask, direct, gateway
 from planted_run import spec, truthful_server
 
@@ -45,6 +45,47 @@ def test_limit_is_exceeded_by_a_call_at_most_whatever_the_concurrency(tmp_path, 
         f"${server.answered * 0.01:.4f} spent of ${limit:.4f} allowed; rerun with a higher --max-cost to resume"
     }
     assert gate._log.spent() == pytest.approx(server.answered * 0.01)
+
+
+DOLLARS_PER_TOKEN = 1e-4
+PER_TOKEN = {"usd_per_million_input": 0.0, "usd_per_million_output": 1e6 * DOLLARS_PER_TOKEN}
+
+
+def answered_with(tokens):
+    """A server's choice of answers by the number of tokens that a request and its place give it."""
+
+    def chooses(body, number):
+        given = tokens(body["max_tokens"], number)
+        reason = "length" if given == body["max_tokens"] else "stop"
+        choice = {"index": 0, "message": {"role": "assistant", "content": "fine"}, "finish_reason": reason}
+        usage = {"prompt_tokens": 10, "completion_tokens": given, "total_tokens": 10 + given}
+
+        async def late(request):
+            await asyncio.sleep(0.05)
+            head = {"id": "x", "object": "chat.completion", "created": 1, "model": "m"}
+            return body_of(json.dumps({**head, "choices": [choice], "usage": usage}))(request)
+
+        return late
+
+    return chooses
+
+
+@pytest.mark.parametrize(
+    ("tokens", "settings", "over"),
+    [
+        (lambda most, number: 1 if number <= 60 else most - 1, {"max_tokens": 500}, 500),
+        (lambda most, number: most if most == 10 else 900, {"max_tokens": 10, "max_tokens_if_cut": 1000}, 1000),
+        (lambda most, number: 1 if number <= 4 else 1000, {"max_tokens": 256}, 8 * 1000),
+    ],
+    ids=["cheap first calls", "raised token limits", "server that ignores token limits"],
+)
+def test_limit_holds_although_later_calls_cost_a_thousand_times_the_first(tmp_path, tokens, settings, over):
+    with fake_server() as server:
+        server.chooses = answered_with(tokens)
+        gate = gateway(tmp_path, direct(server), limit=0.5, concurrency=100, **settings, **PER_TOKEN)
+        replies = ask(gate, *requests(200))
+    assert any(isinstance(reply, BudgetExceeded) for reply in replies)
+    assert 0.5 <= gate._log.spent() <= 0.5 + over * DOLLARS_PER_TOKEN
 
 
 def test_run_with_many_calls_in_flight_stops_at_its_limit_and_names_what_it_spent(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from saeval.cli.shared import JSON, print_json, say
+from saeval.cli.shared import JSON, NumberRange, print_json, say
 
 if TYPE_CHECKING:
     from saeval.report import LocalServer
@@ -139,9 +139,7 @@ def compare(a: str, b: str, metrics: Sequence[str], paired: bool, seed: int, as_
 @click.option(
     "--filter", "keep", multiple=True, metavar="AXIS=VALUE", help="Only these cells (repeatable: any may match)."
 )
-@click.option(
-    "--match-l0", type=click.FloatRange(min=0, min_open=True), metavar="L0", help="Compare families at one L0."
-)
+@click.option("--match-l0", type=NumberRange(min=0, min_open=True), metavar="L0", help="Compare families at one L0.")
 @click.option("--family", default="architecture", metavar="AXIS", help="Axis that defines the families of --match-l0.")
 @click.option("--weights", type=click.Choice(("firing_rate", "energy")), help="Also show means weighted by this.")
 @click.option("--mixed", is_flag=True, help="Join runs that are not comparable, and mark the board.")

@@ -19,6 +19,7 @@ from saeval.cli.shared import (
     TASK,
     TASK_OR_FLAGS,
     WITHOUT,
+    NumberRange,
     load,
     load_all,
     open_registry,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 @click.option("--limit", type=click.IntRange(min=1), help="Maximum latents per cell; marks the result as partial.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory; default: saeval-runs/TASK-HASH.")
 @click.option(
-    "--max-cost", type=click.FloatRange(min=0), metavar="USD", help="Maximum cost; stops cleanly and can be resumed."
+    "--max-cost", type=NumberRange(min=0), metavar="USD", help="Maximum cost; stops cleanly and can be resumed."
 )
 @click.option("--seeds", type=click.IntRange(min=1), metavar="K", help="Run with K seeds and pool the results.")
 @click.option(

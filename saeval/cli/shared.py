@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
@@ -14,6 +15,17 @@ if TYPE_CHECKING:
 
     from saeval.plugin.registry import Registry
     from saeval.task import Task
+
+
+class NumberRange(click.FloatRange):
+    """A range of numbers; unlike click's, it refuses `nan`, which no comparison with a bound would find."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        return number
 
 
 def complete_task(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -117,6 +117,14 @@ def test_time_left_goes_by_the_speed_so_far():
     assert remaining(60, 0, 11) == remaining(60, 11, 11) == ""
 
 
+@pytest.mark.parametrize("command", ["run quickstart --max-cost", "leaderboard RUN --match-l0"])
+@pytest.mark.parametrize("number", ["nan", "-NaN"])
+def test_option_that_is_not_a_number_is_refused_in_one_sentence(tmp_path, monkeypatch, command, number):
+    monkeypatch.chdir(tmp_path)
+    said = CliRunner().invoke(main, [*command.split(), number])
+    assert said.exit_code == 2 and f"{number!r} is not a number." in said.output and not list(tmp_path.iterdir())
+
+
 def test_a_display_may_be_named_and_an_unknown_one_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
     with truthful_server() as server, pytest.raises(saeval.InputError, match="did you mean 'plain'"):

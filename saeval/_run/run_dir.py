@@ -122,6 +122,26 @@ def spent_in(folder: Path) -> float:
     return fsum(CallLedger(ledger).spent() for ledger in ledgers)
 
 
+class SharedLimit:
+    """What runs under one spending limit have spent.
+
+    Args:
+        folders: Their run directories; empty if each has a limit of its own.
+    """
+
+    def __init__(self, folders: Iterable[Path]):
+        self._spent = {folder: spent_in(folder) for folder in folders}
+
+    def elsewhere(self, folder: Path) -> float:
+        """Return the dollars spent in the other directories, in earlier sessions and in this one."""
+        return fsum(dollars for other, dollars in self._spent.items() if other != folder)
+
+    def update(self, folder: Path) -> None:
+        """Read again what was spent in a directory, after a run there."""
+        if folder in self._spent:
+            self._spent[folder] = spent_in(folder)
+
+
 class _Formatter(logging.Formatter):
     """Removes credentials, since tracebacks quote messages of libraries and plugins."""
 

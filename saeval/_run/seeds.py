@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from saeval._compare import pooled_runs
 from saeval._run.claims import pooled_findings
-from saeval._run.run_dir import RunDir, spent_in
+from saeval._run.run_dir import RunDir, SharedLimit
 from saeval._util import remove_checksums, write_atomic, write_checksums
 from saeval.records import RunResult
 
@@ -46,11 +46,12 @@ def run_seeds(
 
     with RunDir(out) as folder:
         results: list[RunResult] = []
-        for seed in range(task.run.seed, task.run.seed + task.run.seeds):
-            place = out / f"seed-{seed}"
-            results.append(run_one(with_seed(task, seed), out=place, elsewhere=elsewhere))
-            if shared_limit:
-                elsewhere += spent_in(place)
+        places = {seed: out / f"seed-{seed}" for seed in range(task.run.seed, task.run.seed + task.run.seeds)}
+        spending = SharedLimit(places.values() if shared_limit else ())
+        for seed, place in places.items():
+            others = elsewhere + spending.elsewhere(place)
+            results.append(run_one(with_seed(task, seed), out=place, elsewhere=others))
+            spending.update(place)
         found = pooled_runs(results, out.name)
         findings = pooled_findings(task.findings, [result.findings for result in results])
         found = found.model_copy(update={"findings": findings})

@@ -70,7 +70,7 @@ def run(
     as_json: bool,
 ) -> None:
     """Run a task (or group), resuming unfinished work, and print the leaderboard."""
-    from saeval._run import over_limits, runner, spent_in
+    from saeval._run import SharedLimit, over_limits, runner
     from saeval._util import display as make_display
 
     if seeds is not None:
@@ -84,7 +84,7 @@ def run(
         return
     results: dict[Path, RunResult] = {}
     over = []
-    spent = 0.0
+    spending = SharedLimit(paths if max_cost is not None else ())
     for built, path in zip(tasks, paths, strict=True):
         with _naming_log(path):
             result = runner.run_task(
@@ -96,10 +96,10 @@ def run(
                 display=make_display(display),
                 unpriced=unpriced,
                 allow_model_change=allow_model_change,
-                elsewhere=spent,
+                elsewhere=spending.elsewhere(path),
             )
         results[path] = result
-        spent += spent_in(path) if max_cost is not None else 0.0
+        spending.update(path)
         if not as_json:
             _show_run(result, path)
             if not isinstance(task, str):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -9,6 +11,7 @@ from planted_run import spec, truthful_server
 
 import saeval
 from saeval._compare import pooled_mean, pooled_runs
+from saeval._run.run_dir import spent_in
 from saeval.cli.group import main
 from saeval.records import VarianceParts
 from saeval.records.results import read_result
@@ -96,6 +99,29 @@ def test_limit_for_all_seeds_is_named_whole_when_it_stops_the_run(tmp_path, monk
     spent = sum(row.usd for run in runs for row in run.ledger)
     assert f"${spent:.4f} spent" in str(stopped.value) and limit <= spent <= limit + 0.011
     assert [run.partial for run in runs] == [False, True] and not (tmp_path / "run" / "seed-2").exists()
+
+
+def test_limit_includes_what_later_seeds_and_tasks_spent_in_earlier_sessions(tmp_path, monkeypatch):
+    price = {"usd_per_million_input": 100.0, "usd_per_million_output": 0.0}
+    with truthful_server() as server:
+        task = spec(server, scorers={"detection": {}}, baselines=[])
+        task["llms"] = {role: {**model, **price, "concurrency": 4} for role, model in task["llms"].items()}
+        for seed in (0, 1):  # as files too, the tasks of a group, and as many latents in all
+            task["source"]["with"]["seed"] = seed
+            (tmp_path / f"{seed}.yaml").write_text(json.dumps({**task, "task": f"of-{seed}", "run": {"seed": seed}}))
+        (tmp_path / "group.yaml").write_text("{saeval: 1, group: all, tasks: [./0.yaml, ./1.yaml]}")
+        (tmp_path / "seeds.yaml").write_text(json.dumps({**task, "run": {"seeds": 2}}))
+        for name in ("group", "seeds"):
+            monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / f"{name} cache"))
+            command = ["run", str(tmp_path / f"{name}.yaml"), "--out", str(tmp_path / name), "--display", "none"]
+            assert CliRunner().invoke(main, [*command, "--limit", "2"]).exit_code == 0
+            ledgers = sorted((tmp_path / name).glob("*/calls.jsonl"))
+            before = sum(map(spent_in, (ledger.parent for ledger in ledgers)))
+            said = CliRunner().invoke(main, [*command, "--max-cost", f"{before + 0.05:.4f}"])
+            after = sum(map(spent_in, (ledger.parent for ledger in ledgers)))
+            assert len(ledgers) == 2 and said.exit_code == 3, said.output
+            assert before + 0.05 <= after + 1e-9 < before + 0.05 + 0.01
+            assert f"${after:.4f} spent of ${before + 0.05:.4f} allowed" in said.output
 
 
 def test_claims_are_decided_on_the_pooled_numbers(run):

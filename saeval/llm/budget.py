@@ -33,15 +33,18 @@ class Budget:
     Args:
         limit: Dollars; None for no limit.
         spent: Dollars spent in earlier sessions of the run, and in other runs under the same limit.
+        workers: Number of processes that spend the limit together, each with such an object; each may spend an equal
+            share of what is left.
 
     Attributes:
         calls: Number of calls in this session.
         unknown: Number of calls of unknown price; the limit does not cover them.
     """
 
-    def __init__(self, limit: float | None, spent: float = 0.0):
+    def __init__(self, limit: float | None, spent: float = 0.0, *, workers: int = 1):
         self.limit = limit
-        self.spent = spent
+        self.spent = self._told = spent
+        self._workers = workers
         self.calls = 0
         self.unknown = 0
         self._roles: list[RoleSpending] = []
@@ -111,7 +114,14 @@ class Budget:
         if role.in_flight >= max(_FIRST, _GROWTH * role.calls):
             return False
         others = sum(self._expected(other) for other in self._roles if other is not role)
-        return self.spent + others + self._expected(role, 1, most) <= self.limit
+        own = self.spent - self._told + others + self._expected(role, 1, most)
+        return own <= (self.limit - self._told) / self._workers
+
+    def update(self, spent: float) -> None:
+        """Set the dollars that all workers together have spent, and let the calls through that fit now."""
+        self._told = max(self._told, spent)
+        self.spent = max(self.spent, spent)
+        self.admit()
 
     def _expected(self, role: RoleSpending, more: int = 0, most: float = 0.0) -> float:
         """Return the dollars that a role's calls in flight may cost, with `more` calls that cost at most `most`."""

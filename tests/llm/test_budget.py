@@ -211,6 +211,31 @@ def test_roles_share_the_limit_and_none_waits_for_the_first_price_of_another():
     asyncio.run(main())
 
 
+def test_workers_that_share_a_limit_do_not_each_spend_the_whole():
+    workers, price = 4, 0.01
+    budgets = [Budget(1.0, workers=workers) for _ in range(workers)]
+    bills = []
+
+    async def call(budget, role):
+        await role.enter()
+        await asyncio.sleep(0.002)
+        budget.add(Usage(usd=price), "m")
+        role.add(Usage(usd=price))
+        bills.append(price)
+        for other in budgets:
+            other.update(sum(bills))
+        role.leave()
+
+    async def main():
+        roles = [(budget, budget.role()) for budget in budgets]
+        calls = [call(*roles[i % workers]) for i in range(400)]
+        found = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20)
+        assert all(isinstance(end, BudgetExceeded) for end in found if end is not None)
+        assert 1.0 - 1e-9 <= sum(bills) <= 1.25  # nearly 2 if the calls of each worker may take all that is left
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_no_call_waits_forever_whatever_fails_or_is_cancelled(seed):
     chance = random.Random(seed)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _TRIES = 4  # number of workers that may die on a latent before it counts as failed
 _TOGETHER = 20.0  # seconds to wait until all workers have started
 _PATIENCE = 300.0  # seconds to wait without any worker
+_NEWS = 0.25  # part of a worker's share of the limit; once all workers spent so much, each is told
 _AT_THE_END = 15.0  # seconds to wait at the end for calls in flight and the ledger
 
 log = logging.getLogger("saeval")
@@ -85,7 +86,8 @@ class OnRay(Executor):
         self._identity = identity(task)
         self._handles: list[_WorkerHandle] = []
         self._error: SaevalError | None = None
-        self._spent = self._over = False
+        self._told = budget.spent
+        self._over = False
 
     # --- collect ---
 
@@ -258,11 +260,16 @@ class OnRay(Executor):
         for call in calls:
             if not call.cached:
                 self._budget.add(call.usage, call.model, call.known_usd)
-        limit = self._budget.limit
-        if limit is not None and self._budget.spent >= limit and not self._spent:
-            self._spent = True
-            for handle in self._handles:
-                handle.actor.spent.remote(self._budget.spent)
+        self._tell_spent()
+
+    def _tell_spent(self) -> None:
+        """Tell the workers what all of them have spent, each time that a quarter of a worker's share of the rest is."""
+        spent, limit = self._budget.spent, self._budget.limit
+        if limit is None or spent == self._told or spent - self._told < _NEWS * (limit - self._told) / self.workers:
+            return
+        self._told = spent
+        for handle in self._handles:
+            handle.actor.spent.remote(spent)
 
     def _fail(self, error: SaevalError) -> None:
         self._error = self._error or error

@@ -121,7 +121,7 @@ class Worker:
 
     def __init__(self, setup: WorkerSetup, expected: str):
         self._setup, self._expected = setup, expected
-        self._budget = Budget(setup.max_cost)
+        self._budget = Budget(setup.max_cost, workers=setup.workers)
         self._budget.unknown = 1  # suppresses the warning about unknown prices, which the driver shows
         self._at_the_end = AsyncExitStack()
         self._making: set[asyncio.Task[Any]] = set()
@@ -137,7 +137,7 @@ class Worker:
         """
         try:
             self._loop = asyncio.get_running_loop()
-            self.spent(spent)
+            self._budget.update(spent)
             log.addHandler(_Sent(self._tell))
             log.setLevel(logging.INFO)
             task = await asyncio.to_thread(self._setup.task)
@@ -181,9 +181,9 @@ class Worker:
         finally:
             self._making.discard(task)
 
-    def spent(self, dollars: float) -> None:
+    async def spent(self, dollars: float) -> None:
         """Update the dollars that all workers together have spent."""
-        self._budget.spent = max(self._budget.spent, dollars)
+        self._budget.update(dollars)
 
     def _waits(self, text: str) -> None:
         self._tell(Message("user", text))

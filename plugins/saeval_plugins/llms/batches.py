@@ -6,7 +6,8 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -18,6 +19,7 @@ _MOST = 50_000  # maximum requests per batch
 _MOST_BYTES = 150_000_000  # maximum size of a batch; OpenAI accepts 200 MB
 _POLL = 30.0  # seconds between two status requests
 _KEPT = 30 * 86_400.0  # seconds for which providers keep answers
+_TURN = 0.1  # seconds between two attempts to send after another process
 
 log = logging.getLogger("saeval")
 
@@ -70,10 +72,17 @@ class _Batch:
     progress: Progress = field(default_factory=lambda: Progress("sent"))
 
     def write(self, owner: str) -> None:
-        """Save what is needed to wait for this batch after a restart; delete the file once all answers are used."""
+        """Save what another process, or this one after a restart, needs to wait for this batch."""
+        entry = {"batch": self.id, "owner": owner, "requests": sorted(self.keys)}
+        write_atomic(self.file, json.dumps(entry))
+
+    def update(self, owner: str) -> None:
+        """Remove used requests from the file; delete it once no process needs it."""
+        if (entry := _entry(self.file)) is None:
+            return
+        self.keys &= set(entry["requests"])  # others have used the rest
         if self.keys:
-            entry = {"batch": self.id, "owner": owner, "requests": sorted(self.keys)}
-            write_atomic(self.file, json.dumps(entry))
+            self.write(owner)
         else:
             self.file.unlink(missing_ok=True)
 
@@ -81,8 +90,8 @@ class _Batch:
 class Batches:
     """Collects requests, sends them as one batch, and returns each answer when the provider has finished.
 
-    A batch is saved as soon as it is sent. A run that is killed and restarted waits for the same batch and uses its
-    remaining answers, instead of paying for another batch.
+    A batch is saved as soon as it is sent. Other runs, and a run that is killed and restarted, wait for the same batch
+    and use its answers, instead of paying for another batch.
 
     Args:
         folder: Folder in which batches are saved.
@@ -97,18 +106,17 @@ class Batches:
         self._bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._sending: set[asyncio.Task[None]] = set()
-        self._sent = self._saved_batches()
+        self._sent: list[_Batch] = []
+        self._seen: set[Path] = set()
+        self._find_saved()
 
-    def _saved_batches(self) -> list[_Batch]:
-        found = []
-        for file in sorted(self._folder.glob("*.json")):
-            if time.time() - file.stat().st_mtime > _KEPT:
-                file.unlink(missing_ok=True)
-                continue
-            entry = json.loads(file.read_text(encoding="utf-8"))
-            if entry["owner"] == self._owner:
-                found.append(_Batch(entry["batch"], file, set(entry["requests"])))
-        return found
+    def _find_saved(self) -> None:
+        """Find batches that were saved since the last time."""
+        for file in sorted(set(self._folder.glob("[!.]*.json")) - self._seen):
+            self._seen.add(file)
+            entry = _entry(file)
+            if entry is not None and entry["owner"] == self._owner:
+                self._sent.append(_Batch(entry["batch"], file, set(entry["requests"])))
 
     def waiting_for(self) -> str:
         """Describe the batches in progress."""
@@ -129,14 +137,18 @@ class Batches:
         Raises:
             LLMError: If the batch failed, or ended without an answer to this request.
         """
-        batch = next((batch for batch in self._sent if key in batch.keys), None)
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if not self._was_sent(key, answer):
+            self._gather(key, body, answer)
+        return await answer
+
+    def _was_sent(self, key: str, answer: asyncio.Future[Any]) -> bool:
+        """Return whether a batch contains the request; if so, its answer is awaited."""
+        batch = next((batch for batch in self._sent if key in batch.keys), None)
         if batch is not None:
             batch.asked[key] = answer
             self._follow(batch)
-        else:
-            self._gather(key, body, answer)
-        return await answer
+        return batch is not None
 
     def _gather(self, key: str, body: dict[str, Any], answer: asyncio.Future[Any]) -> None:
         """Add a request to the next batch, and send the batch when it is full or no other request follows."""
@@ -155,22 +167,29 @@ class Batches:
 
     def _send_gathered(self) -> None:
         gathered, self._gathered, self._bytes = self._gathered, {}, 0
-        if wanted := {key: asked for key, asked in gathered.items() if not asked[1].done()}:
-            task = asyncio.ensure_future(self._send(wanted))
+        if gathered:
+            task = asyncio.ensure_future(self._send(gathered))
             self._sending.add(task)
             task.add_done_callback(self._sending.discard)
 
     async def _send(self, wanted: Mapping[str, tuple[str, asyncio.Future[Any]]]) -> None:
+        """Send requests as one batch, except those that another process has sent."""
         try:
-            found = await self._provider.send("".join(line for line, _ in wanted.values()))
-            self._folder.mkdir(parents=True, exist_ok=True)
-            batch = _Batch(found, self._folder / f"{content_hash(self._owner, found)}.json", set(wanted))
-            batch.write(self._owner)
+            async with _turn(self._folder):
+                self._find_saved()
+                waiting = {key: asked for key, asked in wanted.items() if not asked[1].done()}
+                wanted = {key: asked for key, asked in waiting.items() if not self._was_sent(key, asked[1])}
+                if not wanted:
+                    return
+                found = await self._provider.send("".join(line for line, _ in wanted.values()))
+                batch = _Batch(found, self._folder / f"{content_hash(self._owner, found)}.json", set(wanted))
+                batch.write(self._owner)
         except Exception as error:  # noqa: BLE001 - any error is passed on to the callers
             for _, answer in wanted.values():
                 _fail(answer, error)
             return
         batch.asked = {key: answer for key, (_, answer) in wanted.items()}
+        self._seen.add(batch.file)
         self._sent.append(batch)
         self._follow(batch)
 
@@ -184,7 +203,7 @@ class Batches:
             lines = await self._lines(batch)
             batch.keys &= lines.keys()
             batch.keys -= {key for key, line in lines.items() if not answered(line)}
-            batch.write(self._owner)  # a failed request that is retried goes into another batch
+            batch.update(self._owner)  # a failed request that is retried goes into another batch
         except Exception as error:  # noqa: BLE001 - any error is passed on to the callers
             for answer in batch.asked.values():
                 _fail(answer, error)
@@ -240,8 +259,36 @@ class Batches:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for batch in self._sent:
-            if batch.file.exists():
-                batch.write(self._owner)
+            batch.update(self._owner)
+
+
+def _entry(file: Path) -> Any:
+    """Return the contents of a saved batch; None if it is gone, or too old, which deletes it."""
+    try:
+        if time.time() - file.stat().st_mtime <= _KEPT:
+            return json.loads(file.read_text(encoding="utf-8"))
+        file.unlink()
+    except FileNotFoundError:
+        pass  # another process has used all its answers
+    return None
+
+
+@asynccontextmanager
+async def _turn(folder: Path) -> AsyncIterator[None]:
+    """Let one process at a time find the batches of the others and send its own."""
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            await asyncio.sleep(_TURN)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def answered(line: Mapping[str, Any]) -> bool:

@@ -262,6 +262,36 @@ def test_run_that_was_killed_takes_its_answers_from_the_batch_that_it_sent(tmp_p
         assert not list((tmp_path / "cache" / "batches").iterdir())
 
 
+async def asked_by_two_runs(tmp_path, server, one, other):
+    gates = [in_batch(tmp_path, server), in_batch(tmp_path, server)]
+    asking = [(gate, i) for gate, numbers in zip(gates, (one, other), strict=True) for i in numbers]
+    replies = await asyncio.gather(*(gate.complete(Request.of(str(i))) for gate, i in asking))
+    assert [reply.text for reply in replies] == [str(i) for _, i in asking]
+    for gate in gates:
+        await gate._llm.aclose()
+
+
+@quick
+@pytest.mark.slow
+def test_runs_that_share_a_cache_send_each_request_in_one_batch_only(tmp_path):
+    with fake_server(lambda messages: messages[-1]["content"]) as server:
+        asyncio.run(asked_by_two_runs(tmp_path, server, range(6), range(3, 9)))
+        assert server.answered == 9
+    assert not saved(tmp_path)
+
+
+@quick
+@pytest.mark.slow
+def test_saved_batch_is_deleted_once_several_runs_have_used_all_its_answers(tmp_path):
+    with fake_server(lambda messages: messages[-1]["content"]) as server:
+        killed_after_sending(tmp_path, server)
+        asyncio.run(asked_by_two_runs(tmp_path, server, range(2), range(2, 4)))
+        (file,) = saved(tmp_path)
+        assert len(json.loads(file.read_text())["requests"]) == 1
+        asyncio.run(asked_by_two_runs(tmp_path, server, [4], []))
+        assert len(server.batches) == 1 and not saved(tmp_path)
+
+
 @quick
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", ["batch", "file"])

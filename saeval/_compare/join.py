@@ -280,6 +280,8 @@ def _fact(entry: Entry, name: str) -> str:
 
 def _rank_by(entries: Sequence[Entry], wanted: str | None) -> str:
     columns = list(dict.fromkeys(f"{r.scorer}.{r.metric}" for e in entries for r in e.cell.scores if r.variant == MAIN))
+    if not columns:
+        raise InputError("there are no scores to rank: the runs contain explanations only")
     if wanted is None:
         ranked = list(dict.fromkeys(e.run.rank_by for e in entries))
         if len(ranked) > 1:

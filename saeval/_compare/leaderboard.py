@@ -91,7 +91,8 @@ class Leaderboard:
 
     Attributes:
         standings: Contestants, best first; then baselines, best first.
-        metrics: Main metric by scorer label: first the ranking column, then the headline of every other scorer.
+        metrics: Main metric by scorer label: first the ranking column, then the headline of every other scorer; empty
+            if no cell has scores.
         shown: Labels and metrics that boards show: the main ones, each followed by the scorer's other board metrics.
         variants: Explanation baselines, in the order of the spec.
         ranked_by: The ranking column, `scorer.metric`.
@@ -136,7 +137,8 @@ class Leaderboard:
             ((r.scorer, r.metric) for r in rows if f"{r.scorer}.{r.metric}" == column), column.rsplit(".", 1)
         )
         headlines = {r.scorer: r.metric for r in reversed(rows)}
-        metrics = {scorer: metric, **{r.scorer: headlines[r.scorer] for r in rows if r.scorer != scorer}}
+        first = {scorer: metric} if rows else {}
+        metrics = first | {r.scorer: headlines[r.scorer] for r in rows if r.scorer != scorer}
         ranked = _Ranked.of(cells, scorer, metric, lifted, wanted)
         order = {name: place for place, name in enumerate(ranked.names)}
         ordered = sorted(cells, key=lambda c: (c.baseline is not None, order.get(c.cell, len(cells))))
@@ -161,12 +163,16 @@ class Leaderboard:
 
     @property
     def title(self) -> str:
-        """The ranking column in words: `lift of scorer.metric`, or `raw scorer.metric`."""
+        """The ranking column in words: `lift of scorer.metric`, `raw scorer.metric`, or that there is none."""
+        if not self.metrics:
+            return "nothing (no scores)"
         return f"{'lift of' if self.ranking == 'lift' else 'raw'} {self.ranked_by}"
 
     @property
     def notes(self) -> list[str]:
         """Notes for the reader of the ranks, a sentence or two each."""
+        if not self.metrics:
+            return ["There are no scores, so nothing is ranked."]
         what = "lifts" if self.ranking == "lift" else "scores"
         found = [f"rank: a range if {what} are not distinguishable (z tests, Holm)."]
         if self.ranking == "lift":

@@ -105,7 +105,8 @@ def markdown_report(run: RunResult) -> str:
             markdown_table(CONTROL_HEADS, map(control_row, run.controls)),
         ]
         parts.append("\n".join(f"- {escape_markdown(text)}" for text in strata_texts(run.controls)))
-    parts += ["## Scores", *_scores(run, board)]
+    if board.metrics:
+        parts += ["## Scores", *_scores(run, board)]
     if deciles := [[x.cell.cell, *_deciles(shares)] for x in board.standings for shares in x.cell.deciles]:
         parts += [
             "## Judged correctly, by decile",

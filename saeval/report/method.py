@@ -17,6 +17,8 @@ def method(run: RunResult, shown: Callable[[str], str] = str) -> str:
     rows = [row for c in run.cells for row in c.scores]
     judges = shown(named(row.judge for row in rows))
     subjects, explainers = named(c.subject for c in run.cells), named(c.explainer for c in run.cells)
+    if not rows:
+        return f"Subject: {shown(subjects)}. Explained by {shown(explainers)}. There are no scores."
     return " ".join(
         [
             f"Subject: {shown(subjects)}.",

@@ -126,9 +126,10 @@ def board_html(run: RunResult) -> str:
     columns = [rank.texts, *(texts for _, texts in names), *(field.texts for field in fields)]
     marks = {"partial": run.partial, "synthetic": run.synthetic}
     title = " · ".join([f"{run.task} {run.task_version}", *(mark for mark, on in marks.items() if on)])
+    about = f"ranked by {run.rank_by}; mean over latents [95 % interval]" if board.metrics else "no scores"
     warnings = "".join(f"<li>{_text(warning)}</li>" for warning in run.warnings)
     return (
-        f"<p><b>{_text(title)}</b>, ranked by {_text(run.rank_by)}; mean over latents [95 % interval]</p>"
+        f"<p><b>{_text(title)}</b>, {_text(about)}</p>"
         + _table(head, zip(*columns, strict=True))
         + (f"<ul>{warnings}</ul>" if warnings else "")
     )

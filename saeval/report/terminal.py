@@ -64,7 +64,7 @@ def render(run: RunResult, console: Console | None = None) -> None:
     ):
         if names := ", ".join(dict.fromkeys(v for v in values if v)):
             say(f"{title:10}{names}")
-    say(f"mean over latents [95 % interval]; ranked by {board.title}")
+    say(f"mean over latents [95 % interval]; ranked by {board.title}" if board.metrics else "no scores")
     _print_board(console, board, run, axes)
     for scorer, metric in board.shown:
         _print_details(console, board, run, axes, scorer, metric)

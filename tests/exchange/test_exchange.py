@@ -343,6 +343,18 @@ def test_neuronpedia_export_gives_explanations_and_keeps_further_ones(tmp_path):
     assert not cell.scores and any("1 empty explanation" in w for w in result.warnings)
 
 
+def test_report_of_an_import_without_scores_says_that_there_are_none(tmp_path):
+    import_run(np_rows(tmp_path, [np_row(), np_row("6", "trees")]), "neuronpedia", tmp_path / "run")
+    shown = CliRunner().invoke(main, ["report", str(tmp_path / "run")])
+    assert shown.exit_code == 0, shown.output
+    said = {"terminal": shown.stdout, "notebook": saeval.read(tmp_path / "run")._repr_html_()}
+    said |= {name: (tmp_path / "run" / "report" / name).read_text() for name in ("report.md", "index.html")}
+    for where, text in said.items():
+        assert "no scores" in text and "balanced" not in text and "shuffled" not in text, where
+    ranked = CliRunner().invoke(main, ["leaderboard", str(tmp_path / "run")])
+    assert ranked.exit_code == 2 and "there are no scores to rank" in ranked.stderr
+
+
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [

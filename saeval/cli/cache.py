@@ -75,8 +75,10 @@ def _keys_of(run_dir: Path) -> set[str]:
     """Return the keys of the answers in a run's ledger, or in those of its seeds."""
     from saeval._util import InputError
     from saeval.llm import CallLedger
+    from saeval.results import refuse_without_calls
 
     ledgers = [*run_dir.glob("calls.jsonl"), *run_dir.glob("seed-*/calls.jsonl")]
     if not ledgers:
+        refuse_without_calls(run_dir)
         raise InputError(f"{run_dir}: has no calls.jsonl; give a run directory")
     return {call.answer for ledger in ledgers for call in CallLedger(ledger).calls() if call.answer}

@@ -29,6 +29,7 @@ from saeval.results.runs import (
     last_run as last_run,
     lines as lines,
     list_runs as list_runs,
+    refuse_without_calls as refuse_without_calls,
     run_dirs as run_dirs,
 )
 from saeval.results.tables import (

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saeval._util import InputError, refuse_pipe
+from saeval._util import InputError, read_json, refuse_pipe
 from saeval.records import MAIN, RunResult, read_result
 
 RUNS = Path("saeval-runs")
@@ -74,6 +74,22 @@ def finished_runs(place: Path) -> list[Path]:
     if not finished:
         raise InputError(f"{place}: none of its {len(found)} runs has results yet; see `saeval list runs {place}`")
     return finished
+
+
+def refuse_without_calls(run: Path) -> None:
+    """Check that a run was made in this directory.
+
+    Raises:
+        InputError: If it was imported or pulled.
+    """
+    pulled = (run / "results.json").is_file() and not (run / "run.json").is_file()
+    if pulled or _is_imported(run / "run.json"):
+        raise InputError(f"{run}: imported and pulled runs have no calls; give the directory where the run was made")
+
+
+def _is_imported(head: Path) -> bool:
+    state = read_json(head) if head.is_file() else None
+    return isinstance(state, dict) and state.get("status") == "imported"
 
 
 def last_run(place: Path = RUNS) -> Path:

@@ -809,6 +809,17 @@ def test_commands_say_what_they_did_and_have_json_twins(run, tmp_path, monkeypat
     assert not (tmp_path / "x").exists()
 
 
+def test_imported_and_pulled_runs_say_that_they_have_no_calls(run, tmp_path):
+    delphi_folder(tmp_path / "d")
+    import_run(tmp_path / "d", "delphi", tmp_path / "im")
+    push(run, str(tmp_path / "sent"))
+    pull(str(tmp_path / "sent"), tmp_path / "got")
+    for place in ("im", "got"):
+        for arguments in (["cache", "list", "--run"], ["plan", "--task", "quickstart", "--like"]):
+            done = CliRunner().invoke(main, [*arguments, str(tmp_path / place)])
+            assert done.exit_code == 2 and "give the directory where the run was made" in done.stderr, done.output
+
+
 def test_importing_the_exchange_loads_nothing_heavy():
     program = (
         "import importlib, pkgutil, sys, saeval.exchange\n"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from saeval._util import InputError, read_json
 from saeval.llm import CallLedger, LoggedCall
+from saeval.results import refuse_without_calls
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,13 @@ def speed(run_dir: Path) -> Speed:
         run_dir: A finished run; with thirty or more latents, it has as many concurrent calls as a large run.
 
     Raises:
-        InputError: If it is not a run, or is unfinished.
+        InputError: If it is not a run, is unfinished, or was imported or pulled.
     """
     if seeds := sorted(run_dir.glob("seed-*/run.json")):
         raise InputError(
             f"{run_dir}: pools several seeds; give the directory of one of them, such as {seeds[0].parent}"
         )
+    refuse_without_calls(run_dir)
     try:
         head, results = read_json(run_dir / "run.json"), read_json(run_dir / "results.json")
         latents = sum(cell["counts"]["sampled"] for cell in results["cells"])

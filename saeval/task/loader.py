@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -118,23 +119,22 @@ class _Builder(PartMaker):
         cells: list[Cell] = []
         spec: Spec | None = None
         roles: dict[str, RolePart] = {}
-        for axes, document in cells_of(self.document):
-            self.document = document
-            try:
-                spec = parse(document)
-            except SpecError as error:
-                self.problems += error.problems
-                self.check_parts()
-                continue
-            if not roles:
-                roles = self.roles(spec.llms)
-            cells += self.cells(spec, axes, roles)
-        if spec is not None and spec.checks is not None and spec.checks not in spec.llms:
-            self.fail(("checks",), f"there is no role {spec.checks!r} under llms")
+        try:
+            for axes, document in cells_of(self.document):
+                self.document = document
+                try:
+                    spec = parse(document)
+                except SpecError as error:
+                    self.problems += error.problems
+                    self.check_parts()
+                    continue
+                if not roles:
+                    roles = self.roles(spec.llms)
+                cells += self.cells(spec, axes, roles)
+        except SpecError as error:  # of the matrix itself
+            self.problems += error.problems
         trackers = self.trackers(spec) if spec is not None else ()
-        if spec is not None and cells:
-            self.check_findings(spec.findings, cells[0])
-            self.check_controls(spec.controls, cells)
+        rank_by = self.check_names(spec, cells) if spec is not None else ""
         if self.problems:
             raise SpecError(list(dict.fromkeys(self.problems)))
         assert spec is not None  # cells_of yields at least one
@@ -147,7 +147,7 @@ class _Builder(PartMaker):
             tuple(cells),
             roles,
             spec.run,
-            self.rank_by(spec, cells[0]),
+            rank_by,
             tuple(spec.measure),
             spec.checks,
             trackers,
@@ -155,6 +155,17 @@ class _Builder(PartMaker):
             spec.leaderboard.correct_for_judge,
             tuple(spec.controls),
         )
+
+    def check_names(self, spec: Spec, cells: Sequence[Cell]) -> str:
+        """Report names in a spec that its cells do not have; return what ranks the leaderboard."""
+        if spec.checks is not None and spec.checks not in spec.llms:
+            self.fail(("checks",), f"there is no role {spec.checks!r} under llms")
+        if not cells:
+            return ""
+        self.check_findings(spec.findings, cells[0])
+        self.check_controls(spec.controls, cells)
+        self.check_leaderboard(spec.leaderboard, cells)
+        return self.rank_by(spec, cells[0])
 
     def check_parts(self) -> None:
         """If a spec is invalid, report the mistakes in each part that can be parsed."""
@@ -209,6 +220,19 @@ class _Builder(PartMaker):
                     hint = did_you_mean(axis, known)
                     self.fail(("findings", i, place[0]), f"no axis {axis!r}{hint}; available: {', '.join(known)}")
 
+    def check_leaderboard(self, options: LeaderboardOptions, cells: Sequence[Cell]) -> None:
+        """Report an axis or a measure of the leaderboard that the task does not have."""
+        axes = list(dict.fromkeys(axis for cell in cells for axis in cell.axes))
+        declared = [_declared(c.source, *c.source.nested, c.explainer.part) for c in cells]
+        measures = list(dict.fromkeys([*get_args(MeasureName), *chain.from_iterable(declared)]))
+        if options.group_by is not None and options.group_by not in axes:
+            hint = did_you_mean(options.group_by, axes)
+            have = ", ".join(axes) or "none"
+            self.fail(("leaderboard", "group_by"), f"no axis {options.group_by!r}{hint}; available: {have}")
+        if options.x not in measures:
+            hint = did_you_mean(options.x, measures)
+            self.fail(("leaderboard", "x"), f"no measure {options.x!r}{hint}; available: {', '.join(measures)}")
+
     def check_needs(self, source: Part[ActivationSource], part: Part[Any], path: KeyPath) -> None:
         """Report needs of a part that the source does not provide."""
         for need in sorted(part.plugin.needs() & _NEED_NAMES.keys() - source.plugin.offers()):
@@ -233,8 +257,7 @@ class _Builder(PartMaker):
 
     def check_measures(self, source: Part[ActivationSource], explainer: Part[Explainer]) -> None:
         """Report measures of an explainer with the name of a fact about the coder."""
-        declared = [m for part in (source, *source.nested) for m in getattr(part.plugin, "measures", ())]
-        taken = {*get_args(MeasureName), *(measure.name for measure in declared)}
+        taken = {*get_args(MeasureName), *_declared(source, *source.nested)}
         for name in sorted(taken & {measure.name for measure in explainer.plugin.measures}):
             self.fail(
                 ("explainer",),
@@ -250,7 +273,7 @@ class _Builder(PartMaker):
             self.fail(("scorers",), "give at least one scorer")
         scorers = {k: self.step("scorer", s, ("scorers", k), roles) for k, s in spec.scorers.items()}
         alternatives, shuffled_latents, coders = self.baselines(spec, roles)
-        if not (source and sampler and explainer and all(scorers.values())):
+        if not (source and sampler and explainer and scorers and all(scorers.values())):
             return []
         if spec.variance is not None:
             repeated = self.add_repeats(spec, spec.variance.latents, explainer, scorers, roles)
@@ -442,30 +465,23 @@ class _Builder(PartMaker):
             )
 
     def rank_by(self, spec: Spec, cell: Cell) -> str:
+        """Return the score that ranks the leaderboard; report it if the cell does not have it."""
         label, step = next(iter(cell.scorers.items()))
         wanted = spec.leaderboard.rank_by
         if wanted is None:
             return f"{label}.{step.part.plugin.metrics[0].name}"
         wanted, ranking = split_ranking(wanted)
         label, _, metric = wanted.partition(".")
+        place = ("leaderboard", "rank_by")
         if label not in cell.scorers:
-            raise SpecError(
-                [
-                    f"{self.document.where(('leaderboard', 'rank_by'))}: no scorer "
-                    f"{label!r}{did_you_mean(label, list(cell.scorers))}"
-                ]
-            )
+            self.fail(place, f"no scorer {label!r}{did_you_mean(label, list(cell.scorers))}")
+            return ""
         known = [m.name for m in cell.scorers[label].part.plugin.metrics]
         metric = metric or known[0]
         if metric not in known:
-            raise SpecError(
-                [
-                    f"{self.document.where(('leaderboard', 'rank_by'))}: {label} has no metric {metric!r}; it has: "
-                    f"{', '.join(known)}"
-                ]
-            )
-        if ranking == "lift" and (why := _no_lift(label, cell)):
-            raise SpecError([f"{self.document.where(('leaderboard', 'rank_by'))}: {why}"])
+            self.fail(place, f"{label} has no metric {metric!r}; it has: {', '.join(known)}")
+        elif ranking == "lift" and (why := _no_lift(label, cell)):
+            self.fail(place, why)
         return f"{label}.{metric}" + (f".{ranking}" if ranking else "")
 
 
@@ -501,6 +517,11 @@ def _no_such_score(name: str, cell: Cell) -> str:
         have = ", ".join(explanations)
         return f"no explanation baseline {explanation!r}{did_you_mean(explanation, explanations)}; available: {have}"
     return ""
+
+
+def _declared(*parts: Part[Any]) -> list[str]:
+    """Return the names of the measures that parts declare."""
+    return [measure.name for part in parts for measure in getattr(part.plugin, "measures", ())]
 
 
 def _uses(template: Any, axis: str) -> bool:

@@ -20,7 +20,8 @@ def cells_of(document: SpecDocument) -> Iterator[tuple[dict[str, Any], SpecDocum
     """Yield axis values and the filled-in document for every combination of the matrix.
 
     Raises:
-        SpecError: If the matrix is malformed, or a `${…}` refers to something outside of it.
+        SpecError: If the matrix is malformed, or a `${…}` refers to something outside of it; after the last cell, if an
+            entry of `exclude` excludes nothing.
     """
     matrix = document.data.get("matrix", {})
     if not isinstance(matrix, dict) or not all(isinstance(v, list) and v for v in matrix.values()):
@@ -28,9 +29,8 @@ def cells_of(document: SpecDocument) -> Iterator[tuple[dict[str, Any], SpecDocum
     excluded = document.data.get("exclude", [])
     if not isinstance(excluded, list) or not all(isinstance(e, dict) and e for e in excluded):
         raise SpecError([f"{document.where(('exclude',))}: should be a list of mappings from axis to id"])
-    problems = [f"{document.where(('exclude', i))}: {x}" for i, e in enumerate(excluded) for x in _unknown(e, matrix)]
-    if problems:
-        raise SpecError(problems)
+    unknown = [f"{document.where(('exclude', i))}: {x}" for i, e in enumerate(excluded) for x in _unknown(e, matrix)]
+    problems: list[str] = []
     template = {k: v for k, v in document.data.items() if k not in ("matrix", "exclude")}
     yielded = False
     for numbers in product(*(range(len(values)) for values in matrix.values())):
@@ -46,6 +46,8 @@ def cells_of(document: SpecDocument) -> Iterator[tuple[dict[str, Any], SpecDocum
         yield axes, SpecDocument(filled, document.places | _moved(template, chosen, (), document))
     if not yielded:
         raise SpecError([f"{document.where(('exclude',))}: excludes all cells of the matrix; remove an entry"])
+    if unknown:
+        raise SpecError(unknown)
 
 
 def _unknown(entry: Mapping[str, Any], matrix: Mapping[str, list[Any]]) -> Iterator[str]:

@@ -385,6 +385,7 @@ class _Builder(PartMaker):
         for i, baseline in enumerate(spec.baselines):
             path: KeyPath = ("baselines", i)
             if baseline.use == SHUFFLED:
+                self.check_keys(baseline, path, ("use", "when"), SHUFFLED)
                 alternatives[SHUFFLED] = None
                 shuffled_latents = baseline.when.latents if baseline.when else None
                 continue
@@ -430,7 +431,7 @@ class _Builder(PartMaker):
     ) -> Iterator[Cell]:
         """Yield the cell with its coder replaced by each baseline coder."""
         for spec, path in coders:
-            part = self.plugin("coder", spec, path)
+            part = self.plugin("coder", spec, path, ("use", "with", "when"))
             if part is None:
                 continue
             try:

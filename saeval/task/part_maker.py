@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
@@ -15,8 +15,12 @@ from saeval.plugin.registry import BUILT_IN, Loaded, Registry, options_error
 from saeval.records import Metric
 from saeval.task.parts import Part, RolePart, StepPart
 from saeval.task.spec.document import KeyPath, SpecDocument
-from saeval.task.spec.models import PartSpec, RoleSpec, Spec
+from saeval.task.spec.models import PART_KEYS, PartSpec, RoleSpec, Spec
 from saeval.task.spec.validation import explain_error
+
+_KEYS: dict[str, Collection[str]] = {"scorer": PART_KEYS, "explainer": PART_KEYS - {"baselines"}}
+"""Keys that have an effect on parts of a kind; on other kinds, and on parts in options: `use` and `with`."""
+_OPTION_KEYS = ("use", "with")
 
 
 class PartMaker:
@@ -37,14 +41,29 @@ class PartMaker:
     def fail(self, path: KeyPath, message: str) -> None:
         self.problems.append(f"{self.document.where(path)}: {message}")
 
-    def plugin(self, kind: str, spec: PartSpec, path: KeyPath) -> Part[Any] | None:
-        """Find a plugin, create it with its options, and let it check them."""
+    def plugin(self, kind: str, spec: PartSpec, path: KeyPath, keys: Collection[str] | None = None) -> Part[Any] | None:
+        """Find a plugin, create it with its options, and let it check them.
+
+        Args:
+            kind: The plugin's kind.
+            spec: Its part of the spec.
+            path: Place of the part.
+            keys: Keys that have an effect on it; default: those of its kind.
+        """
+        self.check_keys(spec, path, keys or _KEYS.get(kind, _OPTION_KEYS), f"this {kind}")
         try:
             loaded = self.registry.get(kind, spec.use, base=self.document.folder((*path, "use")))
         except PluginError as error:
             self.fail((*path, "use"), str(error))
             return None
         return self.instance(loaded, spec.with_, (*path, "with"))
+
+    def check_keys(self, spec: PartSpec, path: KeyPath, keys: Collection[str], owner: str) -> None:
+        """Report the keys of a part that would have no effect on it."""
+        for name, field in PartSpec.model_fields.items():
+            key = field.alias or name
+            if key not in keys and getattr(spec, name) not in (None, {}):
+                self.fail((*path, key), f"has no effect on {owner}; omit it")
 
     def instance(self, loaded: Loaded, options: Mapping[str, Any], path: KeyPath) -> Part[Any] | None:
         before = len(self.problems)
@@ -81,7 +100,7 @@ class PartMaker:
         except ValidationError:
             self.fail((*path, key), f"write `{{use: NAME, with: {{…}}}}` for a {kind}")
             return None
-        return self.plugin(kind, spec, (*path, key))
+        return self.plugin(kind, spec, (*path, key), _OPTION_KEYS)
 
     def roles(self, specs: Mapping[str, RoleSpec]) -> dict[str, RolePart]:
         roles = {}
@@ -166,6 +185,10 @@ def _mistake(plugin: Plugin, *, fingerprint: bool) -> str | None:
     needs = plugin.needs()
     if not isinstance(needs, frozenset | set) or not needs <= set(typing.get_args(Need)):
         return f"needs {needs!r}, but needs() has to return a frozenset of {', '.join(typing.get_args(Need))}"
+    if isinstance(plugin, Step):
+        role: object = plugin.llm_role
+        if role is not None and not isinstance(role, str):
+            return f"has the llm_role {role!r}, but `llm_role` has to be the name of a role, or None"
     if isinstance(plugin, Scorer):
         metrics: object = plugin.metrics
         if not isinstance(metrics, tuple | list) or not metrics or not all(isinstance(m, Metric) for m in metrics):

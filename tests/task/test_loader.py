@@ -34,6 +34,8 @@ class NoMetrics(Own):
     metrics = ()
 class OneMetric(Own):
     metrics = AUROC
+class ListOfRoles(Own):
+    llm_role = ["judge"]
 class NamesOfMetrics(Own):
     metrics = ("auroc",)
 class FingerprintOfSet(Own):
@@ -68,6 +70,7 @@ def odd_task(tmp_path, scorer="Own", explainer="top_tokens"):
         ("NeedsUnknown", "needs frozenset({'money'})"),
         ("NoMetrics", "has the metrics ()"),
         ("OneMetric", "but `metrics` has to be a tuple of one or more Metric"),
+        ("ListOfRoles", "has the llm_role ['judge'], but `llm_role` has to be the name of a role, or None"),
         ("NamesOfMetrics", "has the metrics ('auroc',)"),
         ("FingerprintOfSet", "but fingerprint() has to return JSON values"),
         ("RaisesInFingerprint", "raised KeyError: 'sha'"),
@@ -158,3 +161,37 @@ def test_entry_of_exclude_that_excludes_nothing_is_told_beside_other_mistakes(tm
     told = "\n".join(error.value.problems)
     for sentence in ("exclude.0: the matrix has no axis 'layr'", "latents.n", "unknown explainer 'knwn'"):
         assert told.count(sentence) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "part", "said"),
+    [
+        ("source", {"use": "synthetic", "when": {"latents": 3}}, "source.when: has no effect on this source"),
+        ("sampler", {"use": "random", "llm": "judge"}, "sampler.llm: has no effect on this sampler"),
+        ("explainer", {"use": "top_tokens", "baselines": []}, "explainer.baselines: has no effect on this explainer"),
+        ("baselines", [{"use": "neurons", "llm": "judge"}], "baselines.0.llm: has no effect on this coder"),
+        (
+            "baselines",
+            [{"use": "shuffled_explanation", "with": {"seed": 1}, "when": {"latents": 3}}],
+            "baselines.0.with: has no effect on shuffled_explanation",
+        ),
+        (
+            "explainer",
+            {"use": "senses", "with": {"explainer": {"use": "top_tokens", "when": {"latents": 3}}}},
+            "explainer.with.explainer.when: has no effect on this explainer",
+        ),
+    ],
+)
+def test_key_of_a_part_without_effect_is_refused(tmp_path, key, part, said):
+    with pytest.raises(SpecError) as error:
+        load_task({**odd_task(tmp_path), key: part}, registry=Registry(), check=False)
+    assert f"{said}; omit it" in error.value.problems
+
+
+def test_keys_of_steps_are_no_mistakes_beside_others(tmp_path):
+    step = {"llm": "judge", "when": {"latents": 3}}
+    task = {**odd_task(tmp_path), "explainer": {"use": "default", **step}, "latents": {"n": "many"}}
+    with pytest.raises(SpecError) as error:
+        load_task({**task, "scorers": {"detection": {**step, "baselines": []}}}, registry=Registry())
+    (problem,) = error.value.problems
+    assert problem.startswith("latents.n")

@@ -185,10 +185,12 @@ def _open(reference: str | Path) -> _Side:
 
 
 def _told_apart(a: _Side, b: _Side) -> tuple[_Side, _Side]:
-    """Return the sides, with their paths as names if runs of the same name are compared."""
+    """Return the sides, named by their directories if runs of the same name are compared: by path if necessary."""
     if a.label != b.label:
         return a, b
-    return replace(a, label=f"{a.path}:{a.cell.name}"), replace(b, label=f"{b.path}:{b.cell.name}")
+    short = a.path.name != b.path.name
+    names = [f"{side.path.name if short else side.path}:{side.cell.name}" for side in (a, b)]
+    return replace(a, label=names[0]), replace(b, label=names[1])
 
 
 def _metrics(sides: tuple[_Side, _Side], wanted: Sequence[str]) -> list[tuple[ScoreRow, ScoreRow]]:

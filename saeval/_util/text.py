@@ -87,7 +87,10 @@ def escape_spreadsheet(value: Any) -> Any:
 
 def number(value: float | None, form: str = ".3f") -> str:
     """Format a number by a format specification, without a minus if it rounds to zero; `–` for None."""
-    return MISSING if value is None else format(value, form.replace(".", "z.", 1))
+    if value is None:
+        return MISSING
+    text, zero = format(value, form), format(abs(value * 0), form)
+    return zero if text.replace("-", "", 1).strip() == zero.replace("+", "", 1).strip() else text
 
 
 def short(value: float | None, digits: int = 3) -> str:

@@ -196,9 +196,7 @@ class Caller:
                 refused = error.retryable
                 raise
             finally:
-                self._spending.leave(
-                    reserved
-                )  # after the bill, so that calls that wait are admitted with what this one cost
+                self._spending.leave(reserved)  # after the bill, whose dollars decide which calls may start
             refused = False
             return answer
         finally:

@@ -144,8 +144,8 @@ def _latent(cell: RunCell, index: int) -> NotebookView:
     windows = [row for row in cell.examples if row["latent"] == index and row["active"]]
     strongest = sorted(windows, key=lambda row: -max(row["activations"], default=0.0))[:_WINDOWS]
     numbers = [
-        ("firings", facts["firings"]),
-        ("density", f"{facts['density']:.2g}"),
+        ("firings", number(facts["firings"], ".0f")),
+        ("density", number(facts["density"], ".2g")),
         ("max activation", number(facts["max_activation"])),
     ]
     title = f"{cell.name}, latent {index}"

@@ -151,6 +151,15 @@ def test_our_own_tables_keep_marks_that_others_lose(run, tmp_path):
     assert not import_run(tmp_path / "theirs", "delphi", tmp_path / "b").synthetic
 
 
+@pytest.mark.parametrize("form", ["delphi", "saebench", "auto-interp-explanations", "jsonl"])
+def test_latent_of_an_import_is_shown_although_its_firings_are_unknown(run, tmp_path, form):
+    export_run(run, form, tmp_path / "files", cell=cells(run)[0])
+    import_run(tmp_path / "files", form, tmp_path / "back")
+    back = saeval.read(tmp_path / "back")
+    latent = back.latents["latent"][0].as_py()
+    assert ("density: –" in back.latent(latent).text) == (form != "jsonl")
+
+
 def test_imported_explanations_can_be_scored_again(run, tmp_path, monkeypatch):
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
     cell = cells(run)[0]

@@ -77,6 +77,8 @@ def test_a_number_that_rounds_to_zero_has_no_minus():
         and text.number(-0.0006) == "-0.001"
     )
     assert text.number(-0.001, ".0%") == "0%" and text.number(1234, ",d") == "1,234" and text.number(3, ".1f") == "3.0"
+    assert text.number(-0.3, ",.0f") == "0" and text.number(-1234.5, ",.1f") == "-1,234.5"
+    assert text.number(-0.3, "6.0f") == "     0" and text.number(float("nan")) == "nan"
     assert text.interval((-0.0001, 0.2), "+.3f") == "+0.000 to +0.200" and text.number(None) == "–"
 
 

@@ -16,6 +16,8 @@ from saeval.records import ACCURACY, MAIN, Explanation, RunResult, Score
 from saeval.results import RunCell, cell_file
 
 _LABEL = "saebench_autointerp"
+_OURS = "none: made by saeval"
+"""Begin of `sae_bench_commit_hash` in saeval's own exports, since no commit of SAEBench made them."""
 
 
 def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict[str, str], format_: str) -> list[str]:
@@ -91,7 +93,7 @@ def _document(result: RunResult, cell: RunCell, scorer: str, names: dict[str, st
             }
         },
         "eval_result_details": [],
-        "sae_bench_commit_hash": f"none: made by saeval {saeval.__version__}",
+        "sae_bench_commit_hash": f"{_OURS} {saeval.__version__}",
         "sae_lens_id": _text(lens.get("sae_id")) or cell.hookpoint,
         "sae_lens_release_id": _text(lens.get("release")) or cell.name,
         "sae_lens_version": None,
@@ -117,17 +119,25 @@ def read(path: Path, format_: str) -> Imported:
     files = sorted(path.glob("*_eval_results.json")) if path.is_dir() else [path]
     if not files:
         raise InputError(f"{path}: contains no *_eval_results.json")
+    documents = {file: _document_in(file) for file in files}
+    cells = [_cell(file, document) for file, document in documents.items()]
+    if all(_text(document.get("sae_bench_commit_hash")).startswith(_OURS) for document in documents.values()):
+        return Imported("saeval, in SAEBench's format", cells)
     warnings = [
         "SAEBench's score of a latent is the share of 14 windows judged correctly, 10 of them random and not verified "
         "as non-activating. A judge that always answers `none` gets 0.71."
     ]
-    return Imported("SAEBench", [_cell(file) for file in files], warnings)
+    return Imported("SAEBench", cells, warnings)
 
 
-def _cell(file: Path) -> ImportedCell:
+def _document_in(file: Path) -> dict[str, Any]:
     document = read_json(file)
     if not isinstance(document, dict) or document.get("eval_type_id") != "autointerp":
         raise InputError(f"{file}: is not a result of SAEBench's autointerp evaluation")
+    return document
+
+
+def _cell(file: Path, document: dict[str, Any]) -> ImportedCell:
     details = document.get("eval_result_unstructured")
     if not isinstance(details, dict) or not details:
         raise InputError(f"{file}: has no results per latent (eval_result_unstructured), so nothing can be imported")

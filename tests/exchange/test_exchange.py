@@ -445,6 +445,11 @@ def test_saebench_document_has_what_its_schema_requires(run, tmp_path):
             hits = set(row["predictions"]) ^ set(row["correct seqs"])
             assert row["score"] == given[int(key)] and (not hits) == (row["score"] == 1)
     back = import_run(tmp_path / "out", "saebench", tmp_path / "back")
+    assert "come from saeval" in back.warnings[0] and not any("14 windows" in said for said in back.warnings)
+    theirs = json.loads((tmp_path / "out" / f"{cells(run)[0]}_eval_results.json").read_text())
+    (tmp_path / "theirs_eval_results.json").write_text(json.dumps({**theirs, "sae_bench_commit_hash": "0a1b2c"}))
+    others = import_run(tmp_path / "theirs_eval_results.json", "saebench", tmp_path / "theirs").warnings
+    assert "come from SAEBench" in others[0] and any("14 windows" in said for said in others)
     assert [r.metric for r in back.cells[0].scores] == ["accuracy"]
     assert sorted(r.value for c in back.cells for r in c.scores) == pytest.approx(
         sorted(r.value for c in saeval.read(run).cells for r in c.scores

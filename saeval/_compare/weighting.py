@@ -46,6 +46,11 @@ def _weights(cell: RunCell, weights: Weights) -> dict[int, float]:
         if len(known) == len(_COLUMNS[weights]):
             found[row["latent"]] = known[0] * prod(known[1:]) ** 2
     if not found and cell.latents:
+        if all(row.get("density") is None for row in cell.latents):
+            raise InputError(
+                f"{cell.name}: the files that it was imported from have no firing rates, so latents cannot be weighted "
+                f"by {weights}; omit --weights"
+            )
         raise InputError(
             f"{cell.name}: its latents.parquet has no {' and '.join(_COLUMNS[weights])}, so latents cannot be weighted "
             f"by {weights}; rerun it with this version and with the coder available, or use --weights firing_rate"

@@ -18,8 +18,9 @@ _FEATURES, _LETTERS, _TOKENS, _WINDOWS = 128, 512, 1024, 40
 """Limits of an upload: features, characters per explanation, tokens per window; and windows written per latent."""
 _SCORE_TYPES = {
     "saeval/detection": "eleuther_recall", "saeval/fuzzing": "eleuther_fuzz", "saeval/embedding": "eleuther_embedding",
+    "Delphi detection": "eleuther_recall", "Delphi fuzz": "eleuther_fuzz",
 }  # fmt: skip
-"""Neuronpedia's score type, by scorer."""
+"""Neuronpedia's score type, by scorer, as runs and imports of Delphi's files name it."""
 _MADE_BY = ("typeName", "explanationModelName")
 _SUFFIXES = (".jsonl", ".jsonl.gz")
 
@@ -68,7 +69,7 @@ def _write_scores(cell: RunCell, folder: Path, place: dict[str, str]) -> list[st
     rows, unknown = [], []
     for scorer, scored in cell.rows().items():
         head = scored[0]
-        type_ = _SCORE_TYPES.get(head.plugin.partition(" ")[0])
+        type_ = _SCORE_TYPES.get(head.plugin) or _SCORE_TYPES.get(head.plugin.partition(" ")[0])
         if type_ is None:
             unknown.append(scorer)
             continue

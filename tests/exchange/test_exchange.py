@@ -380,6 +380,24 @@ def test_malformed_neuronpedia_row_is_one_sentence(tmp_path, row, sentence):
     assert not (tmp_path / "run").exists()
 
 
+def test_weights_that_an_import_lacks_are_not_recommended(tmp_path):
+    delphi_folder(tmp_path / "d")
+    import_run(tmp_path / "d", "delphi", tmp_path / "run")
+    for weights in ("firing_rate", "energy"):
+        done = CliRunner().invoke(main, ["leaderboard", str(tmp_path / "run"), "--weights", weights])
+        assert done.exit_code == 2 and "the files that it was imported from have no firing rates" in done.stderr
+        assert "--weights firing_rate" not in done.stderr
+
+
+def test_scores_of_a_delphi_import_leave_for_neuronpedia(run, tmp_path):
+    export_run(run, "delphi", tmp_path / "d", cell=cells(run)[0])
+    import_run(tmp_path / "d", "delphi", tmp_path / "back")
+    lost = export_run(tmp_path / "back", "neuronpedia", tmp_path / "np", **NAMES["neuronpedia"])
+    (file,) = (tmp_path / "np" / "scores").glob("*.jsonl")
+    types = {json.loads(line)["explanationScoreTypeName"] for line in file.read_text().splitlines()}
+    assert types == {"eleuther_recall", "eleuther_fuzz"} and not any("no type of score" in said for said in lost)
+
+
 # --- SAEBench ---
 
 _STRING = {"anyOf": [{"type": "string"}, {"type": "null"}]}

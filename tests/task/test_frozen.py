@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import lzma
+import re
 import socket
 import time
 
 import pytest
+from click.testing import CliRunner
 from fake_server import fake_server
 from root import ROOT
 from saeval_plugins._frozen import read_frozen
 
 import saeval
 from saeval import InputError
+from saeval.cli.group import main
 
 TASKS = ROOT / "tasks"
 ARCHIVE = TASKS / "recorded" / "strong-reader.jsonl.xz"
@@ -51,6 +54,14 @@ def test_the_recorded_numbers_come_out_again(run):
     assert [value(run, coder, "fuzzing") for coder in coders] == [0.787, 0.721, 0.765, 0.683]
     assert [value(run, coder, "detection", "frozen_shuffled") for coder in coders] == [0.550, 0.492, 0.481, 0.467]
     assert [c.axes["coder"] for c in run.cells if c.baseline] == ["random_sae", "neurons"]
+
+
+def test_board_of_the_readme_is_what_the_command_prints(run, folder):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```text\n(mean over latents.*?)```", readme, re.S)
+    done = CliRunner().invoke(main, ["run", "quickstart-recorded", "--out", str(folder), "--display", "none"])
+    printed = [line.rstrip() for line in done.output.splitlines()]
+    assert [line for line in shown.splitlines() if line != "…" and line not in printed] == []
 
 
 def test_it_is_marked_and_does_not_rank_beside_live_runs(run, folder, tmp_path):

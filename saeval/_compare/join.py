@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saeval._compare.leaderboard import Leaderboard
+from saeval._compare.lift_rows import with_lifts
 from saeval._compare.settings import differing_settings
 from saeval._compare.weighting import Weights, weighted_note, with_weights
 from saeval._util import WIDTH, InputError, aligned, counted, did_you_mean, fold, interval, number
@@ -147,6 +148,8 @@ def join(
         for name, (path, run) in zip(names, results, strict=True)
         for number in range(len(run.cells))
     ]
+    if not entries:
+        raise InputError(f"{', '.join(names)}: no cell has results yet")
     entries = _kept(entries, keep)
     differs = _differences(entries)
     if differs and not mixed:
@@ -158,7 +161,18 @@ def join(
     if weights is not None:
         entries = [_with_weights(entry, weights) for entry in entries]
         notes = [*notes, weighted_note(weights)]
+    entries = _with_common_lifts(entries)
     return Joined({e.cell.cell: e for e in entries}, _rank_by(entries, rank_by), tuple(differs), tuple(notes))
+
+
+def _with_common_lifts(entries: Sequence[Entry]) -> list[Entry]:
+    """Return the entries with lifts whose floors are pooled over all of them, so that all formats show the same."""
+    cells, _ = with_lifts([e.cell for e in entries])
+    found = []
+    for e, cell in zip(entries, cells, strict=True):
+        alone = cell.model_copy(update={"cell": e.facts["cell"]})
+        found.append(replace(e, run=e.run.model_copy(update={"cells": [alone]}), cell=cell))
+    return found
 
 
 def _with_weights(entry: Entry, weights: Weights) -> Entry:

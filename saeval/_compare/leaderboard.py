@@ -323,7 +323,9 @@ class _Ranked:
 
 
 def _why_raw(contestants: Sequence[ScoreRow], without: Sequence[ScoreRow]) -> str:
-    if contestants and len(without) < len(contestants):
+    if not contestants:
+        return "no contestant has a score in this column, so none is ranked"
+    if len(without) < len(contestants):
         return "ranked by raw scores: not every contestant has a floor"
     return (
         "ranked by raw scores: this board has no floors, so part of a difference may come from the windows alone; "

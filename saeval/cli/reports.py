@@ -73,6 +73,8 @@ def view(run_dir: Path | None, serve: bool, live: bool, follow: bool, port: int,
         raise click.UsageError("--port needs --serve or --follow")
     if live and not serve:
         raise click.UsageError("--live needs --serve")
+    if run_dir is not None and run_dir.name == "results.json":
+        run_dir = run_dir.parent
     if run_dir is None or not (run_dir / "report").exists():
         run_dir = last_run(run_dir or RUNS)
     if bundle is not None:

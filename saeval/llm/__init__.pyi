@@ -11,7 +11,7 @@ from saeval.llm.ledger import (
     Served as Served,
     ledger_line as ledger_line,
 )
-from saeval.llm.role import RoleSettings as RoleSettings
+from saeval.llm.role import Concurrency as Concurrency, RoleSettings as RoleSettings
 from saeval.llm.splitting import join_replies as join_replies, split_request as split_request
 from saeval.llm.transcript import (
     PromptReply as PromptReply,

@@ -59,12 +59,12 @@ def short(run: RunResult) -> str:
     """Return a run in one line."""
     board = Leaderboard.of(run)
     best = next((x.cell for x in board.standings if x.cell.baseline is None), None)
-    scorer, _, metric = run.rank_by.partition(".")
+    scorer, _, metric = board.ranked_by.rpartition(".")
     row = board.row(best, scorer, metric=metric) if best else None
     value = (
         ""
         if row is None or row.value is None
-        else f", best {best.cell if best else ''} {run.rank_by} {row.value:.3f} (n {row.n})"
+        else f", best {best.cell if best else ''} {board.ranked_by} {row.value:.3f} (n {row.n})"
     )
     partial = ", partial" if run.partial else ""
     cells = counted(len(run.cells), "cell")

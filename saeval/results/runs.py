@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from saeval._util import InputError, read_json, refuse_pipe
-from saeval.records import MAIN, RunResult, read_result
+from saeval.records import MAIN, RunResult, read_result, split_ranking
 
 RUNS = Path("saeval-runs")
 """Default folder of runs, without `--out`."""
@@ -149,17 +149,19 @@ def _state(run: Path) -> dict[str, Any]:
 
 def _headline(result: RunResult) -> tuple[int, str]:
     """Return the number of latents in the ranking column, and the column with the best contestant's value."""
+    column, ranking = split_ranking(result.rank_by)
     rows = [(cell, row) for cell in result.cells if cell.baseline is None for row in cell.scores]
     ranked = [
         (cell, row)
         for cell, row in rows
-        if row.variant == MAIN and f"{row.scorer}.{row.metric}" == result.rank_by and row.value is not None
+        if row.variant == MAIN and f"{row.scorer}.{row.metric}" == column and row.value is not None
     ]
     if not ranked:
         return 0, ""
     sign = 1 if ranked[0][1].higher_is_better else -1
-    cell, best = max(ranked, key=lambda pair: sign * (pair[1].value or 0.0))
-    return sum(row.n for _, row in ranked), f"{result.rank_by} {best.value:.3f} ({cell.cell})"
+    by_lift = ranking != "raw" and all(row.lift is not None for _, row in ranked)  # as on boards
+    cell, best = max(ranked, key=lambda pair: (pair[1].lift if by_lift else sign * (pair[1].value or 0.0)) or 0.0)
+    return sum(row.n for _, row in ranked), f"{column} {best.value:.3f} ({cell.cell})"
 
 
 def lines(runs: list[RunHead], width: int) -> Iterator[str]:

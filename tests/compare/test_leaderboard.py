@@ -12,12 +12,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from made_run import cell, run_of, score_row
+from made_run import cell, floor_sample, run_of, score_row
 
+import saeval
 from saeval import InputError
 from saeval._compare.join import join
 from saeval.cli.group import main
 from saeval.report.joined_text import written
+from saeval.results import list_runs
 
 SAME = {"corpus": "aaaaaaaabbbb"}
 
@@ -352,3 +354,40 @@ def test_runs_on_the_hub_are_fetched_and_joined(runs, monkeypatch):
     done = CliRunner().invoke(main, ["leaderboard", str(runs[0]), "hf://datasets/me/two", "-f", "csv"])
     assert done.exit_code == 0 and fetched == ["hf://datasets/me/two"]
     assert {row["run_id"] for row in csv.DictReader(io.StringIO(done.output))} == {"one", "two"}
+
+
+def test_lifts_of_a_joined_board_are_the_same_in_every_format(tmp_path):
+    runs = []
+    for name, own, floor in (("one", 0.8, 0.6), ("two", 0.7, 0.5)):
+        row = score_row("detection", own, 0.02, against=floor_sample(own, floor))
+        runs.append(str(write(tmp_path / name, cell(name, [row]))))
+    (board,) = join(runs).groups(None).values()
+    lifts = {x.cell.axes["coder"]: board.row(x.cell, "detection").lift for x in board.standings}
+    assert lifts["one"] != pytest.approx(0.2, abs=1e-4)  # floors are pooled over both runs
+    as_csv = CliRunner().invoke(main, ["leaderboard", *runs, "-f", "csv"]).output
+    rows = [row for row in csv.DictReader(io.StringIO(as_csv)) if row["scorer"] == "detection"]
+    assert {row["axis.coder"]: float(row["lift"]) for row in rows} == pytest.approx(lifts)
+    as_json = json.loads(CliRunner().invoke(main, ["leaderboard", *runs, "-f", "json"]).output)
+    assert all(str(round(lift, 6))[:7] in json.dumps(as_json) for lift in lifts.values())
+
+
+@pytest.mark.parametrize("suffix", ["", ".lift", ".raw"])
+def test_the_best_cell_is_the_same_in_lists_and_on_boards(tmp_path, suffix):
+    rows = {
+        name: score_row("detection", own, 0.01, against=floor_sample(own, floor), lift=own - floor)
+        for name, own, floor in (("high", 0.8, 0.7), ("low", 0.7, 0.45))
+    }
+    run = write(
+        tmp_path / "run", *(cell(name, [row]) for name, row in rows.items()),
+        rank_by=f"detection.balanced_accuracy{suffix}",
+    )  # fmt: skip
+    best = "high" if suffix == ".raw" else "low"
+    (head,) = list_runs(tmp_path)
+    assert head.headline == f"detection.balanced_accuracy {rows[best].value:.3f} (coder={best})" and head.n == 96
+    assert f"best coder={best} detection.balanced_accuracy" in repr(saeval.read(run))
+
+
+def test_runs_without_cells_are_refused_without_naming_a_filter_that_nobody_gave(tmp_path):
+    run = write(tmp_path / "run")
+    with pytest.raises(InputError, match="^run: no cell has results yet$"):
+        join([run])

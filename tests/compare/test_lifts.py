@@ -427,6 +427,13 @@ def test_a_board_without_floors_ranks_raw_scores_and_says_so():
     assert mixed.ranking == "raw" and any("not every contestant has a floor" in note for note in mixed.notes)
 
 
+def test_board_whose_contestants_have_no_score_yet_asks_for_no_floors():
+    unscored = cell("a", [score_row("detection", None)])
+    notes = board(unscored, cell("b", [score_row("detection", 0.6)], "neurons")).notes
+    assert any("no contestant has a score" in note for note in notes)
+    assert not any("shuffled_explanation" in note for note in notes)
+
+
 def test_notes_explain_what_ranks_and_every_mark_and_nothing_else():
     lifted = board(contestant("a", 0.8, 0.5), contestant("b", 0.6, 0.5)).notes
     assert [note.partition(":")[0] for note in lifted[:2]] == ["rank", "lift"]

@@ -19,7 +19,7 @@ import pytest
 from browsers import chromium, violations
 from click.testing import CliRunner
 from latent_pages import latents_of
-from made_run import SCORERS, cell, made_run, run_of, score_row
+from made_run import SCORERS, cell, floor_sample, made_run, run_of, score_row
 from planted_run import spec, truthful_server
 from saeval_plugins.scorers.human import Human
 
@@ -865,6 +865,29 @@ def test_joined_page_ranks_as_the_library_does_by_any_metric_and_within_groups(j
     expect(page.locator("th[aria-sort]").first).to_contain_text("detection")
     assert page.locator("#joined-tables h3").all_inner_texts() == [f"arch: {value}" for value in groups]
     assert [ranks(page, k) for k in range(3)] == [[x.rank_text for x in b.standings] for b in groups.values()]
+
+
+def test_joined_page_ranks_by_lift_as_the_text_does_and_raw_scores_on_request(visit, tmp_path):
+    for name, own, floor in (("high", 0.8, 0.7), ("low", 0.7, 0.45)):
+        row = score_row("detection", own, 0.01, against=floor_sample(own, floor))
+        (tmp_path / name).mkdir()
+        run = run_of(cell(name, [row]), run_id=name)
+        (tmp_path / name / "results.json").write_text(run.model_dump_json(by_alias=True))
+    runs = [str(tmp_path / "high"), str(tmp_path / "low")]
+    made = CliRunner().invoke(main, ["leaderboard", *runs, "--html", str(tmp_path / "board.html")])
+    assert made.exit_code == 0, made.output
+    (board,) = join(runs).groups(None).values()
+    page = visit(tmp_path / "board.html")
+
+    def order() -> list[str]:
+        lines = page.locator("#joined-tables tbody tr").all_inner_texts()
+        return ["high" if "high" in line else "low" for line in lines]
+
+    assert board.ranking == "lift" and order() == [x.cell.axes["coder"] for x in board.standings] == ["low", "high"]
+    shown = page.locator("#joined-tables tbody").inner_text()
+    assert all(f"{board.row(x.cell, 'detection').lift:+.3f}" in shown for x in board.standings)
+    page.get_by_label("Rank by").select_option("detection.balanced_accuracy")
+    assert order() == ["high", "low"]
 
 
 def test_joined_page_filters_and_draws_facets_and_keeps_its_state_in_the_address(joined, visit):

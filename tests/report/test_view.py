@@ -151,10 +151,11 @@ def test_port_that_is_taken_is_one_clear_sentence(server, run_dir):
     assert found.exit_code == 2 and "choose another --port" in found.output and "Traceback" not in found.output
 
 
-def test_view_opens_the_report_from_disk(run_dir, monkeypatch):
+@pytest.mark.parametrize("named", ["", "results.json"])
+def test_view_opens_the_report_from_disk(run_dir, monkeypatch, named):
     opened = []
     monkeypatch.setattr(webbrowser, "open", opened.append)
-    found = CliRunner().invoke(main, ["view", str(run_dir)])
+    found = CliRunner().invoke(main, ["view", str(run_dir / named)])
     assert found.exit_code == 0 and opened == [(run_dir / "report" / "index.html").as_uri()]
 
 

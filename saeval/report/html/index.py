@@ -111,7 +111,7 @@ def context(
         "disagreements": _disagreements(contestants, tables),
         "reliabilities": _reliabilities(contestants),
         "failures": _failures(series, tables),
-        "flawless": not any(row.failed or row.unparsed for row in rows),
+        "flawless": not run.partial and not any(row.failed or row.unparsed for row in rows),
         "findings": [*map(finding_row, run.findings)],
         "findings_note": FINDINGS,
         "controls": [*map(control_row, run.controls)],

@@ -18,6 +18,8 @@ from saeval.report.html.text import page_name, script_json
 from saeval.report.method import named
 from saeval.results import Column, Line, cell_columns
 
+_LIFT = ".lift"  # ends the names of columns of lifts, as in `rank_by`
+
 
 def joined_page(joined: Joined, group_by: str | None = None, place: Path | None = None) -> str:
     """Return the page.
@@ -41,10 +43,11 @@ def joined_page(joined: Joined, group_by: str | None = None, place: Path | None 
     cells = [{**_cell(e, columns), "page": page} for e, page in zip(entries, pages, strict=True)]
     columns_of_scores = [f"{r.scorer}.{r.metric}" for r in rows]
     on_board = [f"{r.scorer}.{r.metric}" for r in rows if r.on_board]
+    lifts = [f"{r.scorer}.{r.metric}{_LIFT}" for r in rows if r.lift is not None]
     data = {
-        "rank": split_ranking(joined.rank_by)[0], "group": group_by or "", "telling": joined.telling(),
-        "columns": list(dict.fromkeys(columns_of_scores)),
-        "shown": list(dict.fromkeys([*headlines_shown, *on_board])),
+        "rank": _ranked_by(joined), "group": group_by or "", "telling": joined.telling(),
+        "columns": list(dict.fromkeys([*columns_of_scores, *lifts])),
+        "shown": list(dict.fromkeys([*headlines_shown, *on_board, *lifts])),
         "facets": [name for name in facets if name != "cell" and _differs(entries, name)],
         "measures": [[column.key, column.head] for column in columns],
         "cells": cells,
@@ -60,6 +63,13 @@ def joined_page(joined: Joined, group_by: str | None = None, place: Path | None 
         "version": saeval.__version__, "data": script_json(data), "search": bool(data["searches"]),
     }  # fmt: skip
     return render("joined.html.j2", context)
+
+
+def _ranked_by(joined: Joined) -> str:
+    """Return the column that ranks: lifts if the board ranks by them."""
+    column = split_ranking(joined.rank_by)[0]
+    boards = joined.groups(None).values()
+    return column + _LIFT if any(board.ranking == "lift" for board in boards) else column
 
 
 def _latents_page(entry: Entry, place: Path | None) -> str:
@@ -101,7 +111,9 @@ def _columns(entries: Sequence[Entry]) -> list[Column]:
 def _cell(entry: Entry, columns: Sequence[Column]) -> dict[str, Any]:
     lines = {column.key: column.value(Line(entry.run, entry.cell)) for column in columns}
     texts = {c.key: shown(lines[c.key], c.shown.form("report"), c.shown.missing) for c in columns}
-    scores = {f"{r.scorer}.{r.metric}": _score(entry, r) for r in entry.cell.scores if r.variant == MAIN}
+    own = [row for row in entry.cell.scores if row.variant == MAIN]
+    scores = {f"{r.scorer}.{r.metric}": _score(entry, r) for r in own}
+    scores |= {f"{r.scorer}.{r.metric}{_LIFT}": _lift(r) for r in own if r.lift is not None}
     return {
         "cell": entry.cell.cell,
         "baseline": entry.cell.baseline is not None,
@@ -123,4 +135,18 @@ def _score(entry: Entry, row: ScoreRow) -> dict[str, Any]:
         "text": number(row.value),
         "between": between,
         "notes": notes(entry.run, entry.cell, row),
+    }
+
+
+def _lift(row: ScoreRow) -> dict[str, Any]:
+    """Return a row's lift in the form of a score."""
+    return {
+        "value": rounded(row.lift, 9),
+        "ci": row.lift_ci95 and [rounded(v, 9) for v in row.lift_ci95],
+        "higher": True,
+        "range": (None, None),
+        "floor": {},
+        "text": number(row.lift, "+.3f"),
+        "between": interval(row.lift_ci95, "+.3f") if row.lift_ci95 else "interval unknown",
+        "notes": [],
     }

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from saeval._util import Documented
-from saeval.llm.role import Concurrency
+from saeval.llm import Concurrency
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,80}$"  # name of a task or group; valid as a folder name
 

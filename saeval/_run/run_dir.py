@@ -13,7 +13,7 @@ from typing import Any
 
 from saeval._run.journal import Journal
 from saeval._util import InputError, cell_tables_in, claim, os_reason, read_json, without_secrets, write_atomic
-from saeval.llm import CallLedger
+from saeval.llm import ledgers_in
 
 
 class RunDir:
@@ -118,8 +118,7 @@ class RunDir:
 
 def spent_in(folder: Path) -> float:
     """Return the dollars spent in a run directory, over all its sessions and seeds, as far as prices are known."""
-    ledgers = [folder / "calls.jsonl", *sorted(folder.glob("seed-*/calls.jsonl"))]
-    return fsum(CallLedger(ledger).spent() for ledger in ledgers)
+    return fsum(ledger.spent() for ledger in ledgers_in(folder))
 
 
 class SharedLimit:

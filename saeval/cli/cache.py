@@ -74,11 +74,11 @@ def _store() -> AnswerCache:
 def _keys_of(run_dir: Path) -> set[str]:
     """Return the keys of the answers in a run's ledger, or in those of its seeds."""
     from saeval._util import InputError
-    from saeval.llm import CallLedger
+    from saeval.llm import ledgers_in
     from saeval.results import refuse_without_calls
 
-    ledgers = [*run_dir.glob("calls.jsonl"), *run_dir.glob("seed-*/calls.jsonl")]
+    ledgers = ledgers_in(run_dir)
     if not ledgers:
         refuse_without_calls(run_dir)
         raise InputError(f"{run_dir}: has no calls.jsonl; give a run directory")
-    return {call.answer for ledger in ledgers for call in CallLedger(ledger).calls() if call.answer}
+    return {call.answer for ledger in ledgers for call in ledger.calls() if call.answer}

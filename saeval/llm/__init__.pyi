@@ -10,6 +10,7 @@ from saeval.llm.ledger import (
     LoggedCall as LoggedCall,
     Served as Served,
     ledger_line as ledger_line,
+    ledgers_in as ledgers_in,
 )
 from saeval.llm.role import Concurrency as Concurrency, RoleSettings as RoleSettings
 from saeval.llm.splitting import join_replies as join_replies, split_request as split_request

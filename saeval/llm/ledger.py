@@ -291,6 +291,12 @@ class CallLedger:
         return {call.request: call.answer for call in self.calls() if call.role == role and call.status == "ok"}
 
 
+def ledgers_in(folder: Path) -> list[CallLedger]:
+    """Return the ledgers in a run directory: its own, and those of its seeds."""
+    files = [*folder.glob("calls.jsonl"), *sorted(folder.glob("seed-*/calls.jsonl"))]
+    return [CallLedger(file) for file in files]
+
+
 class _Totals:
     """Sums calls, tokens and cost by role and model."""
 

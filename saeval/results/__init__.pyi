@@ -1,10 +1,6 @@
 from saeval.results.cells import (
     CELL_TABLES as CELL_TABLES,
     cell_tables as cell_tables,
-    write_examples as write_examples,
-    write_explanations as write_explanations,
-    write_judgements as write_judgements,
-    write_latents as write_latents,
 )
 from saeval.results.columns import (
     Column as Column,

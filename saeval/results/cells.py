@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from saeval._util import replacing
-from saeval.results.tables import TableWriter, table_writer, write_table
+from saeval.results.tables import TableWriter, table_writer
 
 Fields = Mapping[str, Any]
 
@@ -49,35 +49,6 @@ CELL_TABLES = {
     "examples": _EXAMPLES, "activations": _ACTIVATIONS, "judgements": _JUDGEMENTS, "scores": _SCORES, "calls": _CALLS,
 }  # fmt: skip
 """Columns and Arrow types of each table; a name that ends in a dot stands for all columns with this prefix."""
-
-
-def write_latents(path: Path, rows: Sequence[Fields]) -> None:
-    """Write one row per latent; the fixed columns come first, then facts about directions, then scores."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    known = {name: kind for name, kind in _DIRECTIONS.items() if name in names}
-    scores = {name: "double" for name in names if name.startswith("score.")}
-    write_table(path, rows, {**_LATENTS, **known, **scores})
-
-
-def write_examples(path: Path, rows: Iterable[Fields]) -> None:
-    """Write one row per window that explained or scored a latent, with tokens and activations."""
-    write_table(path, rows, _EXAMPLES)
-
-
-def write_judgements(path: Path, rows: Iterable[Fields]) -> None:
-    """Write one row per judged window: truth, answer, probability, or the reason why there is no answer."""
-    write_table(path, rows, _JUDGEMENTS)
-
-
-def write_calls(path: Path, rows: Iterable[Fields]) -> None:
-    """Write one row per prompt."""
-    write_table(path, rows, _CALLS)
-
-
-def write_explanations(path: Path, rows: Iterable[Fields]) -> None:
-    """Write one JSON line per explanation."""
-    with _line_writer(path) as lines:
-        lines.add(rows)
 
 
 class CellWriters(NamedTuple):

@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from cell_files import write_examples
 from click.testing import CliRunner
 from made_cells import cell_of, explained, judged, write_run
 from planted_run import spec, truthful_server
@@ -18,7 +19,6 @@ from saeval import InputError
 from saeval._compare.pairwise import compare, text
 from saeval.cli.group import main
 from saeval.plugin import derive_rng
-from saeval.results.cells import write_examples
 
 DETECTION, FUZZING = "detection.balanced_accuracy", "fuzzing.balanced_accuracy"
 

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from cell_files import write_latents
 from click.testing import CliRunner
 from made_cells import cell_of, write_run
 from small_stores import dataset, dense, write
@@ -16,7 +17,6 @@ from saeval._compare.stats import weighted_mean
 from saeval.activations import mean_square
 from saeval.cli.group import main
 from saeval.plugin import derive_rng
-from saeval.results.cells import write_latents
 
 VALUES = {0: 0.5, 1: 0.9, 2: 0.7}
 DENSITY = {0: 0.3, 1: 0.1, 2: 0.0}

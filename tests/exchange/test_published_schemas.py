@@ -9,6 +9,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from cell_files import write_examples
 from click.testing import CliRunner
 from huggingface_hub import parse_eval_result_entries
 from huggingface_hub.repocard_data import model_index_to_eval_results
@@ -18,7 +19,6 @@ import saeval
 from saeval import InputError
 from saeval.cli.group import main
 from saeval.exchange import export_run
-from saeval.results.cells import write_examples
 
 SCHEMAS = Path(__file__).parent / "schemas"
 LATENTS = range(4)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cell_files import write_explanations, write_judgements, write_latents
 from made_run import run_of, score_row
 
 from saeval._compare.stats import mean_interval
 from saeval.plugin import derive_rng
 from saeval.records.results import CellResult, RunResult
-from saeval.results.cells import write_explanations, write_judgements, write_latents
 
 Scores = Mapping[str, Mapping[int, float]]
 

@@ -15,6 +15,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import cell_files as files
 import pytest
 from browsers import chromium, violations
 from click.testing import CliRunner
@@ -41,7 +42,6 @@ from saeval.report.html.plots import Series
 from saeval.report.html.svg import Axis
 from saeval.report.html.text import script_json
 from saeval.report.view import bundle
-from saeval.results import cells as files
 from saeval.testing.toys import context, make_examples
 
 BIDI = "\u202eevil\u2066"

@@ -389,23 +389,24 @@ def test_correlations_are_over_latents_scored_by_both_and_pooled_over_contestant
 def test_tables_of_a_cell_keep_their_types_with_and_without_rows(tmp_path):
     example = {"latent": 3, "role": "explain", "active": True, "decile": None, "context": 2**40, "start": 5, "document": 9,
                "tokens": ["a", "b"], "activations": [0.0, 1.5]}  # fmt: skip
-    cells.write_examples(tmp_path / "some.parquet", [example])
-    cells.write_examples(tmp_path / "none.parquet", [])
-    assert pq.read_table(tmp_path / "some.parquet").to_pylist() == [example]
-    assert pq.read_schema(tmp_path / "some.parquet") == pq.read_schema(tmp_path / "none.parquet")
-    cells.write_latents(
-        tmp_path / "latents.parquet", [{"latent": 1, "score.detection.auroc": np.float64(0.5)}, {"latent": 2}]
-    )
-    assert pq.read_table(tmp_path / "latents.parquet")["score.detection.auroc"].to_pylist() == [0.5, None]
     outcome = scores.Outcome(example="1:2", active=True, status="refused", reason="declined")
-    cells.write_judgements(
-        tmp_path / "judged.parquet", [{"latent": 1, "scorer": "d", "variant": "explanation", **outcome.model_dump()}]
-    )
-    assert pq.read_table(tmp_path / "judged.parquet").to_pylist()[0]["reason"] == "declined"
-    cells.write_explanations(tmp_path / "explanations.jsonl", [{"latent": 1, "text": "café\nand more"}])
-    assert [
-        json.loads(line) for line in (tmp_path / "explanations.jsonl").read_text(encoding="utf-8").splitlines()
-    ] == [{"latent": 1, "text": "café\nand more"}]
+    some, none = tmp_path / "some", tmp_path / "none"
+    for folder in (some, none):
+        folder.mkdir()
+    with cells.cell_tables(some, ["score.detection.auroc"], directions=False) as tables:
+        tables.examples.add([example])
+        tables.latents.add([{"latent": 1, "score.detection.auroc": np.float64(0.5)}, {"latent": 2}])
+        tables.judgements.add([{"latent": 1, "scorer": "d", "variant": "explanation", **outcome.model_dump()}])
+        tables.explanations.add([{"latent": 1, "text": "café\nand more"}])
+    with cells.cell_tables(none, [], directions=False):
+        pass
+    assert pq.read_table(some / "examples.parquet").to_pylist() == [example]
+    assert pq.read_schema(some / "examples.parquet") == pq.read_schema(none / "examples.parquet")
+    assert pq.read_table(some / "latents.parquet")["score.detection.auroc"].to_pylist() == [0.5, None]
+    assert pq.read_table(some / "judgements.parquet").to_pylist()[0]["reason"] == "declined"
+    assert [json.loads(line) for line in (some / "explanations.jsonl").read_text(encoding="utf-8").splitlines()] == [
+        {"latent": 1, "text": "café\nand more"}
+    ]
 
 
 def test_every_field_of_the_results_is_documented():

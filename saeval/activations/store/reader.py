@@ -415,13 +415,14 @@ class ActivationStore:
             return np.empty(0, dtype=np.int64)
 
         def eligible(ids: NDArray[np.int64]) -> NDArray[np.bool_]:
-            context, tile = np.divmod(ids, tiles)
-            good = (
-                np.asarray(self.lead + (tile + 1) * window <= self.lengths[context]) if not self._all_full else ids >= 0
-            )
+            good = ids >= 0
+            if not self._all_full:
+                context, tile = np.divmod(ids, tiles)
+                good = np.asarray(self.lead + (tile + 1) * window <= self.lengths[context])
             if latent is not None and (self._known is not None or self.latents is not None):
-                good &= self.knows(latent, context)
-            good &= self.counts(ids, window)
+                good &= self.knows(latent, self.context_of(ids, window))
+            if self._of_roles:
+                good &= self.counts(ids, window)
             return good & keep(ids) if keep is not None else good
 
         drawn = np.empty(0, dtype=np.int64)

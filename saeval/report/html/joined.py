@@ -11,7 +11,7 @@ from urllib.parse import quote
 import saeval
 from saeval._compare import Entry, Joined
 from saeval._util import interval, number, rounded, shown
-from saeval.records import MAIN, ScoreRow, split_ranking
+from saeval.records import MAIN, ScoreRow
 from saeval.report.boards import notes
 from saeval.report.html.pages import render
 from saeval.report.html.text import page_name, script_json
@@ -33,6 +33,7 @@ def joined_page(joined: Joined, group_by: str | None = None, place: Path | None 
         InputError: If no cell has such a facet.
     """
     joined.groups(group_by)
+    board = joined.groups(None)[""]
     entries = list(joined.entries.values())
     facets = list(dict.fromkeys(f for e in entries for f in e.facets))
     rows = [row for e in entries for row in e.cell.scores if row.variant == MAIN]
@@ -44,8 +45,9 @@ def joined_page(joined: Joined, group_by: str | None = None, place: Path | None 
     columns_of_scores = [f"{r.scorer}.{r.metric}" for r in rows]
     on_board = [f"{r.scorer}.{r.metric}" for r in rows if r.on_board]
     lifts = [f"{r.scorer}.{r.metric}{_LIFT}" for r in rows if r.lift is not None]
+    ranked_by = f"{board.ranked_by}{_LIFT}" if board.ranking == "lift" else board.ranked_by
     data = {
-        "rank": _ranked_by(joined), "group": group_by or "", "telling": joined.telling(),
+        "rank": ranked_by, "group": group_by or "", "telling": joined.telling(),
         "columns": list(dict.fromkeys([*columns_of_scores, *lifts])),
         "shown": list(dict.fromkeys([*headlines_shown, *on_board, *lifts])),
         "facets": [name for name in facets if name != "cell" and _differs(entries, name)],
@@ -59,17 +61,10 @@ def joined_page(joined: Joined, group_by: str | None = None, place: Path | None 
         "tasks": tasks, "cells": len(entries), "runs": runs,
         "subject": named(e.cell.subject for e in entries),
         "judge": named(e.facts["judge"] for e in entries), "differs": joined.differs,
-        "notes": joined.notes, "board_notes": _notes(joined),
+        "notes": joined.notes, "board_notes": board.notes,
         "version": saeval.__version__, "data": script_json(data), "search": bool(data["searches"]),
     }  # fmt: skip
     return render("joined.html.j2", context)
-
-
-def _ranked_by(joined: Joined) -> str:
-    """Return the column that ranks: lifts if the board ranks by them."""
-    column = split_ranking(joined.rank_by)[0]
-    boards = joined.groups(None).values()
-    return column + _LIFT if any(board.ranking == "lift" for board in boards) else column
 
 
 def _latents_page(entry: Entry, place: Path | None) -> str:
@@ -95,10 +90,6 @@ def _searches(entries: Sequence[Entry], pages: Sequence[str]) -> list[list[str]]
 
 def _differs(entries: Sequence[Entry], facet: str) -> bool:
     return len({e.facets.get(facet) for e in entries}) > 1
-
-
-def _notes(joined: Joined) -> list[str]:
-    return next((board.notes for board in joined.groups(None).values()), [])
 
 
 def _columns(entries: Sequence[Entry]) -> list[Column]:

@@ -56,8 +56,9 @@ class RunDir:
 
     def _refuse_foreign(self) -> None:
         """Refuse a run that was imported or fetched, since nothing here could make its results again."""
-        made_here = self.read_json("run.json").get("status", "imported") != "imported"
-        if (self.path / "results.json").exists() and not made_here and not any(self.path.glob("seed-*/run.json")):
+        from saeval.results import made_elsewhere
+
+        if made_elsewhere(self.path):
             raise InputError(
                 f"{self.path}: contains an imported or fetched run, which would be overwritten; choose another --out"
             )

@@ -25,6 +25,7 @@ from saeval.results.runs import (
     last_run as last_run,
     lines as lines,
     list_runs as list_runs,
+    made_elsewhere as made_elsewhere,
     refuse_without_calls as refuse_without_calls,
     run_dirs as run_dirs,
 )

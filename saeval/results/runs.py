@@ -76,20 +76,28 @@ def finished_runs(place: Path) -> list[Path]:
     return finished
 
 
+def made_elsewhere(run: Path) -> bool:
+    """Return whether a directory contains the results of a run that was imported or fetched, not made there."""
+    if not (run / "results.json").is_file() or any(run.glob("seed-*/run.json")):  # pooled seeds have no run.json
+        return False
+    head = run / "run.json"
+    if not head.is_file():
+        return True
+    try:
+        state = read_json(head)
+    except InputError:  # damaged, but a run made here has one
+        return False
+    return isinstance(state, dict) and state.get("status") == "imported"
+
+
 def refuse_without_calls(run: Path) -> None:
     """Check that a run was made in this directory.
 
     Raises:
         InputError: If it was imported or pulled.
     """
-    pulled = (run / "results.json").is_file() and not (run / "run.json").is_file()
-    if pulled or _is_imported(run / "run.json"):
+    if made_elsewhere(run):
         raise InputError(f"{run}: imported and pulled runs have no calls; give the directory where the run was made")
-
-
-def _is_imported(head: Path) -> bool:
-    state = read_json(head) if head.is_file() else None
-    return isinstance(state, dict) and state.get("status") == "imported"
 
 
 def last_run(place: Path = RUNS) -> Path:

@@ -49,7 +49,7 @@ def joined_page(joined: Joined, group_by: str | None = None, place: Path | None 
     data = {
         "rank": ranked_by, "group": group_by or "", "telling": joined.telling(),
         "columns": list(dict.fromkeys([*columns_of_scores, *lifts])),
-        "shown": list(dict.fromkeys([*headlines_shown, *on_board, *lifts])),
+        "shown": list(dict.fromkeys([*headlines_shown, *on_board])),
         "facets": [name for name in facets if name != "cell" and _differs(entries, name)],
         "measures": [[column.key, column.head] for column in columns],
         "cells": cells,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DECILES = 10
-_DRAWS = 5  # increased whenever the same options give other windows than before, so that no run mixes both
+_DRAWS = 6  # increased whenever the same options give other windows than before, so that no run mixes both
 
 
 class _WindowSampler(Sampler):

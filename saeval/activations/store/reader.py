@@ -551,8 +551,10 @@ class ActivationStore:
         """Shift activating windows so that there is text on both sides of their firings; return their starts.
 
         A window with less than a quarter of its tokens before the first firing, or after the last, is shifted in that
-        direction, as far as the context has text (with roles, the turn), the other side keeps a quarter, and the set of
-        firings in the window stays the same. So the window's maximum and rank do not change.
+        direction, as far as the other side keeps a quarter and the set of firings in the window stays the same. So the
+        window's maximum and rank do not change. No window is shifted to or from the edge of its context (with roles, of
+        its turn): otherwise activating windows would begin or end a document more or less often than silent ones, which
+        are not shifted, and a judge that ignores the explanation could tell them.
 
         Args:
             latent: The latent.
@@ -577,4 +579,6 @@ class ActivationStore:
         outer = np.concatenate([[-1], position, [self.tokens.size]])
         lowest, highest = np.maximum(first, outer[low] + 1), np.minimum(last, outer[high + 1] - window)
         moved = np.where(back > 0, np.maximum(begin - back, lowest), np.minimum(begin + ahead, highest))
-        return np.asarray(np.where(back > 0, np.minimum(moved, begin), np.maximum(moved, begin)))
+        moved = np.where(back > 0, np.minimum(moved, begin), np.maximum(moved, begin))
+        inside = (np.minimum(begin, moved) > first) & (np.maximum(begin, moved) < last)
+        return np.asarray(np.where(inside, moved, begin))

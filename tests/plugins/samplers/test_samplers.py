@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -141,6 +142,29 @@ def test_windows_are_moved_within_their_turn(chat):
     moved = store.begin_around(0, ids, 8) - store.begin_of(ids, 8)
     assert np.abs(moved).max() == 2 and len(np.unique(moved)) == 5
     assert store.counts_at(store.begin_of(ids, 8) + moved, 8).all()
+
+
+@pytest.mark.parametrize(("window", "turn"), [(32, None), (16, None), (8, 14)])
+def test_edges_of_texts_do_not_tell_which_windows_activate(tmp_path, window, turn):
+    data = dataset(contexts=1200, documents=1200)
+    place = np.arange(data.tokens.shape[1])
+    lengths = np.random.default_rng(0).choice([40, 48, 56, 65], size=1200).astype(np.int32)
+    data = replace(data, lengths=lengths, mask=(place > 0) & (place < lengths[:, None]))
+    data = in_turns(data, turn) if turn else data
+    facts = {"roles": ["assistant"]} if turn else {}
+    store = write(tmp_path / "s", data, dense(data, 40, 0.02), budget=10**7, facts=facts)
+    text = np.pad(data.mask, ((0, 0), (0, 1)))
+
+    def at_an_edge(windows):  # whether it begins a text, and whether it ends one
+        begins = np.mean([not text[e.context, e.start - 1] for e in windows])
+        return np.array([begins, np.mean([not text[e.context, e.start + window] for e in windows])])
+
+    sampler = RandomSampler(window=window, explain=10, score=100, non_activating={"n": 100})
+    records = [sampler.sample(store, LatentId("h", i), derive_rng(0, "x", i)) for i in range(40)]
+    told = [at_an_edge(r.score.activating) - at_an_edge(r.score.non_activating) for r in records]
+    error = np.std(told, axis=0, ddof=1) / np.sqrt(len(told))
+    assert (error < 0.015).all()
+    assert (np.abs(np.mean(told, axis=0)) < 3.5 * error).all()
 
 
 def test_all_ways_to_draw_from_several_ranges_are_equally_likely():

@@ -121,7 +121,7 @@ def test_page_shows_a_run_that_goes_on_and_its_report_at_the_end(tmp_path, brows
         page.goto(server.url)
         expect(page.locator("#follow-status")).to_have_text("running")
         facts = page.locator("#follow-facts").inner_text().split("\n")
-        assert facts[2:4] == ["Calls", "300"] and "5.0" in facts and "$0.13" in facts
+        assert facts[2:4] == ["Calls", "300"] and "5.0" in facts and "$0.12" in facts
         expect(page.locator("#follow-scores tbody")).to_contain_text("coder=<b>topk</b>")
         assert "4/12 latents" in page.locator("#follow-stages").inner_text()
         assert "1 min 0 s" in page.locator("#follow-stages").inner_text()  # left, at the speed so far

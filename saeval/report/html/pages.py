@@ -113,8 +113,8 @@ def latents_page(
     for r in tables.ranked:
         found: dict[str, Any] = {"low": None, "high": None, "mean": None, "floor": {}}
         if (row := board.row(cell, r.scorer)) is not None:
-            floor = {name: rounded(value) for name, value in row.floor.items()}
-            found = {"low": row.range[0], "high": row.range[1], "mean": rounded(row.value), "floor": floor}
+            floor = {name: rounded(value, 9) for name, value in row.floor.items()}
+            found = {"low": row.range[0], "high": row.range[1], "mean": rounded(row.value, 9), "floor": floor}
         lows, highs = tables.intervals(r)
         scorers.append(
             {

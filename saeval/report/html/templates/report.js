@@ -25,8 +25,18 @@
     for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
     return element;
   }
-  const shown = (value, digits = 3) => (value === null || value === undefined ? "–" : value.toFixed(digits));
-  const brief = (value) => (value === null ? "–" : String(Number(value.toPrecision(4))));
+  /** Format a number as the server does: a tie (an odd multiple of a power of 1/2) becomes even, and zero has no minus. */
+  function fixed(value, digits) {
+    const text = value.toFixed(digits);
+    const up = Math.abs(value * 2 ** (digits + 1)) % 2 === 1 && Number(text.at(-1)) % 2 === 1;
+    return (up ? (value - Math.sign(value) * 10 ** (-digits - 1)).toFixed(digits) : text).replace(/^-(?=[0.]+$)/, "");
+  }
+  const shown = (value, digits = 3) => (value === null || value === undefined ? "–" : fixed(value, digits));
+  function brief(value) {
+    if (value === null) return "–";
+    const digits = 3 - Number(value.toExponential().split("e")[1]); // of four significant ones, those after the point
+    return String(Number(digits < 0 ? value.toPrecision(4) : fixed(value, Math.min(digits, 100))));
+  }
 
   const FIRST = 0x4000; // characters from here on encode 15 bits each; a digit before them is the number of surplus bytes
   /** Return the bytes of a text that is base64 or such characters. */
@@ -1132,8 +1142,8 @@
       find("#follow-status").textContent = visible(run.status || "unknown");
       find("#follow-reason").textContent = quiet > 60 ? `Nothing has changed for ${time(quiet)}.` : visible(run.reason);
       find("#follow-report").hidden = going || !run.report;
-      const rate = run.calling_seconds > 1 ? (run.calls / run.calling_seconds).toFixed(1) : "–";
-      const spent = run.usd === undefined ? "–" : `$${run.usd.toFixed(2)}${run.unknown ? ` and ${count(run.unknown)} calls of unknown price` : ""}`;
+      const rate = run.calling_seconds > 1 ? shown(run.calls / run.calling_seconds, 1) : "–";
+      const spent = run.usd === undefined ? "–" : `$${shown(run.usd, 2)}${run.unknown ? ` and ${count(run.unknown)} calls of unknown price` : ""}`;
       const facts = [["Time", time(run.seconds)], ["Calls", run.calls === undefined ? "–" : count(run.calls)], ["Calls/s", rate], ["Spent", spent], ["Failed", count(failed)]];
       find("#follow-facts").replaceChildren(...facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
       const scored = (run.scores || []).filter((s) => s.n || s.failed);

@@ -12,7 +12,7 @@ from saeval._compare.leaderboard import Leaderboard
 from saeval._compare.lift_rows import with_lifts
 from saeval._compare.settings import differing_settings
 from saeval._compare.weighting import Weights, weighted_note, with_weights
-from saeval._util import WIDTH, InputError, aligned, counted, did_you_mean, fold, interval, number
+from saeval._util import WIDTH, InputError, aligned, counted, did_you_mean, fold, interval, number, sort_key
 from saeval.records import MAIN, CellResult, RunResult, read_result, split_ranking
 from saeval.results import RunCell
 

@@ -116,6 +116,7 @@ from saeval._util.text import (
     safe_text as safe_text,
     short as short,
     shown as shown,
+    sort_key as sort_key,
     visible as visible,
     whole_width as whole_width,
 )

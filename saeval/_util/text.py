@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
-from math import isfinite
+from math import inf, isfinite
 from textwrap import fill
 from typing import Any
 
@@ -30,6 +30,7 @@ _LATEX = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "±": r"$\pm$", "≠": r"$\neq$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "–": "--", "−": "$-$",
 }  # fmt: skip
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE | re.ASCII)  # as in report.js
 _GAP = 2  # blanks between columns
 _LEAST = 8  # minimum width of a folded column of names
 _LONG_WORD = 32  # longer words may be broken even if other columns could be narrowed instead
@@ -101,6 +102,19 @@ def short(value: float | None, digits: int = 3) -> str:
         return f"{value:.{digits + 1}g}"
     text = f"{value:.{digits if abs(value) < 1 else digits - 1}f}"
     return re.sub(r"^-(?=\.0*$)", "", re.sub(r"^(-?)0\.", r"\1.", text))
+
+
+def sort_key(text: str) -> tuple[float, list[tuple[str, float]]]:
+    """Return a key that sorts numbers by size, then other texts, in which groups of digits count as numbers.
+
+    Example:
+        >>> sorted(["layer10", "10", "0.5", "layer2", "-1", "0.25", "1e-3"], key=sort_key)
+        ['-1', '1e-3', '0.25', '0.5', '10', 'layer2', 'layer10']
+    """
+    if _NUMBER.fullmatch(text):
+        return float(text), []
+    parts = re.findall(r"([^0-9]*)([0-9]*)", text.casefold())
+    return inf, [(between, float(digits or -1)) for between, digits in parts]
 
 
 def counted(n: int, one: str, more: str = "") -> str:

@@ -483,6 +483,60 @@ def test_leaderboard_sorts_and_filters_and_keeps_its_state_in_the_address(report
     assert column(again, "#board", 2) == ["jumprelu"]
 
 
+def first_page(folder: Path, *cells_) -> Path:
+    write_html(run_of(*cells_), folder, folder / "report")
+    return folder / "report" / "index.html"
+
+
+def test_filter_of_ranks_keeps_cells_that_have_one_of_its_ranks(visit, tmp_path):
+    cells_ = [cell(name, [score_row("detection", value)]) for name, value in (("a", 0.8), ("b", 0.79), ("c", 0.5))]
+    page = visit(first_page(tmp_path, *cells_, cell("base", [score_row("detection", 0.4)], "random_sae")))
+    assert column(page, "#board", 1) == ["1-2", "1-2", "3", "base"]
+    page.get_by_role("button", name="Filter by column").click()
+    for filter_, names in {
+        "<= 1": ["a", "b"], "< 2": ["a", "b"], "> 1": ["a", "b", "c"], "> 2": ["c"], ">= 3": ["c"], "3..3": ["c"],
+        "2..3": ["a", "b", "c"], "> 3": [], "1-": ["a", "b"],
+    }.items():  # fmt: skip
+        page.get_by_label("Filter rank").fill(filter_)
+        assert column(page, "#board", 2) == names, filter_
+    page.get_by_label("Filter rank").fill("")
+    page.get_by_role("button", name="rank").click()
+    page.get_by_role("button", name="rank").click()
+    assert column(page, "#board", 1) == ["3", "1-2", "1-2", "base"]
+
+
+SIZES = ["-2", "-1e-3", "1e-3", "0.25", "0.5", "2", "10", "layer2", "layer10"]
+
+
+def test_axes_sort_numbers_by_size_before_texts(visit, tmp_path):
+    mixed = sorted(SIZES)
+    page = visit(first_page(tmp_path, *(cell(f"c{size}", [score_row("detection", 0.6)], size=size) for size in mixed)))
+    page.get_by_role("button", name="size").click()
+    assert column(page, "#board", 5) == SIZES
+    page.get_by_role("button", name="size").click()
+    assert column(page, "#board", 5) == SIZES[::-1]
+    page.get_by_role("button", name="Filter by column").click()
+    page.get_by_label("Filter size").fill("-1e-3..0.25")
+    assert column(page, "#board", 5) == ["0.25", "1e-3", "-1e-3"]
+
+
+def test_page_of_latents_rounds_as_the_first_page_does(visit, tmp_path):
+    rows = [
+        score_row("detection", 0.0625),
+        score_row("fuzzing", -0.0001, range=(-1.0, 1.0)),
+        score_row("embedding", 0.61250001),
+    ]
+    made = run_of(cell("tie", [row.model_copy(update={"ci95": None}) for row in rows]))
+    write_cell(tmp_path, made.cells[0], [1, 2])
+    write_html(made, tmp_path, tmp_path / "report")
+    page = visit(tmp_path / "report" / "index.html")
+    first = [page.locator("#board tbody td.score b").nth(k).inner_text() for k in range(3)]
+    page = visit(tmp_path / "report" / "latents" / "0-coder-tie.html", "#latent=1")
+    shows(page, 1)
+    means = page.get_by_role("region", name="Scores").locator("tbody td:nth-child(5)").all_inner_texts()
+    assert means == first == ["0.062", "0.000", "0.613"]
+
+
 def test_a_link_opens_a_latent_with_its_order_and_neighbours(report, visit):
     page = visit(report / "index.html")
     page.locator("#disagreements a").first.click()

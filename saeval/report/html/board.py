@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import saeval
 from saeval._compare import join
-from saeval._util import content_hash, file_name, interval, number
+from saeval._util import content_hash, file_name, interval, number, sort_key
 from saeval.records import MAIN, CellResult, RunResult, ScoreRow
 from saeval.report.html.joined import joined_page
 from saeval.report.html.pages import render
@@ -85,13 +85,14 @@ def board_pages(runs: Sequence[BoardRun], title: str) -> dict[str, str]:
         context = {**shared, "sae": _sae(history[0]), "facts": _facts(history[0].cell), "rows": _rows(history, "../")}
         pages[f"saes/{name}.html"] = render("board_sae.html.j2", context, "board.js")
     rows = [row for name, history in saes.items() for row in _rows(history, "", f"saes/{name}.html")]
+    filters = [(key, label, sorted({row[key] for row in rows}, key=sort_key)) for key, label in _FILTERS.items()]
     listed: dict[str, Any] = {
         **shared,
         "boards": boards,
         "rows": rows,
         "saes": len(saes),
         "runs": len(runs),
-        "filters": _FILTERS,
+        "filters": filters,
     }
     pages["index.html"] = render("board.html.j2", listed, "board.js")
     return pages

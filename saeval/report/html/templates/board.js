@@ -5,12 +5,6 @@
   const rows = [...document.querySelectorAll("#saes tbody tr")];
   const selects = [...form.querySelectorAll("select")];
   const [from, to] = ["#l0-from", "#l0-to"].map((id) => document.querySelector(id));
-  const order = new Intl.Collator("en", { numeric: true }).compare;
-  for (const select of selects) {
-    const values = [...new Set(rows.map((row) => row.dataset[select.dataset.key]))].sort(order);
-    for (const value of values) select.append(new Option(value, value));
-    select.parentElement.hidden = values.length < 2;
-  }
   function between(row) {
     if (!from.value && !to.value) return true;
     const l0 = Number.parseFloat(row.dataset.l0);

@@ -177,25 +177,27 @@
     else location.replace(hash);
   }
 
-  /** Compare values: numbers by size, words by letter; missing values come last in both directions. */
+  const NUMBER = "[-+]?(?:\\d+\\.?\\d*|\\.\\d+)(?:e[-+]?\\d+)?";
+  const [whole, between, beyond] = [`(${NUMBER})`, `(${NUMBER})\\s*\\.\\.\\s*(${NUMBER})`, `([<>]=?)\\s*(${NUMBER})`].map((s) => new RegExp(`^${s}$`, "i"));
+  /** Compare values: numbers by size, then texts by letter; missing values come last in both directions. */
   function comparison(direction) {
     const sign = direction === "desc" ? -1 : 1;
-    const none = (v) => v === null || v === undefined || v === "";
+    const kind = (v) => (v === null || v === undefined || v === "" ? 2 : typeof v === "number" || whole.test(v) ? 0 : 1);
     return (a, b) => {
-      if (none(a) || none(b)) return none(a) - none(b);
-      return sign * (typeof a === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true }));
+      const [x, y] = [kind(a), kind(b)];
+      if (x !== y) return x === 2 || y === 2 ? x - y : sign * (x - y);
+      return x === 2 ? 0 : sign * (x ? String(a).localeCompare(String(b), "en", { numeric: true }) : a - b);
     };
   }
-  /** Return whether a value passes a filter: `>0.5`, `<=3`, `0.4..0.6`, or a part of the text. */
-  function passes(filter, value, text) {
+  /** Return whether any number from `low` to `high` passes a filter (`>0.5`, `<=3`, `0.4..0.6`), or the text has its words. */
+  function passes(filter, [low, high], text) {
     const wanted = filter.trim();
-    const range = wanted.match(/^(-?[\d.]+)\s*\.\.\s*(-?[\d.]+)$/);
-    if (range) return value !== "" && value !== null && Number(value) >= Number(range[1]) && Number(value) <= Number(range[2]);
-    const compared = wanted.match(/^([<>]=?)\s*(-?[\d.]+)$/);
+    const known = low !== "" && low !== null;
+    const [range, compared] = [wanted.match(between), wanted.match(beyond)];
+    if (range) return known && Number(high) >= Number(range[1]) && Number(low) <= Number(range[2]);
     if (!compared) return text.toLowerCase().includes(wanted.toLowerCase());
-    if (value === "" || value === null) return false;
-    const [a, b] = [Number(value), Number(compared[2])];
-    return { "<": a < b, "<=": a <= b, ">": a > b, ">=": a >= b }[compared[1]];
+    const limit = Number(compared[2]);
+    return known && { "<": low < limit, "<=": low <= limit, ">": high > limit, ">=": high >= limit }[compared[1]];
   }
   /** Turn column heads into buttons that sort. */
   function sortable(head, first) {
@@ -237,10 +239,8 @@
     toggle.addEventListener("click", () => change({ columns: line.hidden ? "1" : null }));
     inputs.forEach((input, k) => input.addEventListener("input", () => change({ [`f.${heads[k].dataset.key}`]: input.value })));
 
-    const value = (row, k) => {
-      const raw = row.cells[k].dataset.value;
-      return raw !== "" && (heads[k].dataset.kind === "number" || k === 0) ? Number(raw) : raw;
-    };
+    /** The value of a cell as both ends of a range; only ranks have two. */
+    const ends = (row, k) => { const { value, to = value } = row.cells[k].dataset; return [value, to]; };
     function render() {
       const state = read();
       const set = (input, text) => { if (input.value !== text) input.value = text; };
@@ -252,13 +252,16 @@
       toggle.setAttribute("aria-expanded", String(!line.hidden));
       const k = heads.findIndex((head) => head.dataset.key === state.get("sort"));
       const compare = comparison(state.get("dir"));
-      const sorted = k < 0 ? rows : [...rows].sort((a, b) => compare(value(a, k), value(b, k)));
+      const sorted = k < 0 ? rows : [...rows].sort((a, b) => {
+        const [[low, high], [least, most]] = [ends(a, k), ends(b, k)];
+        return compare(low, least) || compare(high, most);
+      });
       let count = 0;
       for (const row of sorted) {
         const fits =
           (baselines.checked || !row.classList.contains("baseline")) &&
-          passes(state.get("q") || "", null, row.textContent) &&
-          filters.every((text, c) => !text || passes(text, value(row, c), row.cells[c].textContent));
+          passes(state.get("q") || "", [null, null], row.textContent) &&
+          filters.every((text, c) => !text || passes(text, ends(row, c), row.cells[c].textContent));
         row.hidden = !fits;
         count += fits;
       }

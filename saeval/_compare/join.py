@@ -81,12 +81,20 @@ class Joined:
         Raises:
             InputError: If no cell has such a facet.
         """
+        return {value: boards[self.rank_by] for value, boards in self.boards(facet, [self.rank_by]).items()}
+
+    def boards(self, facet: str | None, columns: Sequence[str]) -> dict[str, dict[str, Leaderboard]]:
+        """Return the boards of `groups` by each of several ranking columns.
+
+        Raises:
+            InputError: If no cell has such a facet.
+        """
         if facet is not None:
             _known(facet, self.entries.values(), "--group-by")
         values: dict[str, list[CellResult]] = {}
         for entry in self.entries.values():
-            values.setdefault(entry.facets.get(facet, "–") if facet else "", []).append(entry.cell)
-        return {value: Leaderboard.of_cells(cells, self.rank_by) for value, cells in sorted(values.items())}
+            values.setdefault((entry.facets.get(facet) or "–") if facet else "", []).append(entry.cell)
+        return {value: Leaderboard.of_columns(values[value], columns) for value in sorted(values, key=sort_key)}
 
     def run_of(self, cell: CellResult) -> RunResult:
         """Return the run of one of the cells."""

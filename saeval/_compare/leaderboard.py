@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, ClassVar
@@ -130,7 +130,16 @@ class Leaderboard:
             found: The cells.
             rank_by: `scorer.metric`; a suffix `.lift` or `.raw` requests one of the two.
         """
+        return cls.of_columns(found, [rank_by])[rank_by]
+
+    @classmethod
+    def of_columns(cls, found: Sequence[CellResult], columns: Iterable[str]) -> dict[str, Leaderboard]:
+        """Rank cells by each of several columns, as `of_cells` does."""
         cells, lifted = with_lifts(found)
+        return {column: cls._of(cells, lifted, column) for column in columns}
+
+    @classmethod
+    def _of(cls, cells: Sequence[CellResult], lifted: Mapping[Key, Lifted], rank_by: str) -> Leaderboard:
         rows = [row for cell in cells for row in cell.scores]
         column, wanted = split_ranking(rank_by)
         scorer, metric = next(
@@ -193,7 +202,7 @@ class Leaderboard:
                 )
         shown = [self.row(x.cell, scorer) for x in self.standings for scorer in self.metrics]
         rows = [row for row in shown if row and row.value is not None]
-        if any(row.few or (row.against and row.against.n < row.FEW) for row in rows):
+        if any(row.few or row.lift_few for row in rows):
             found.append(f"*: fewer than {ScoreRow.FEW} latents, so the interval may be too narrow.")
         if any(row.off for row in rows):
             found.append(
@@ -311,15 +320,16 @@ class _Ranked:
     def against(self, contestants: Sequence[int], baselines: Sequence[int]) -> tuple[AgainstBaseline, ...]:
         pairs = [(i, j) for i in contestants for j in baselines]
         found = []
-        for (i, j), p in zip(pairs, stats.apart_p(self.values, self.covariance, pairs), strict=True):
-            difference, error = float(self.values[i] - self.values[j]), stats.difference_error(self.covariance, i, j)
+        errors = stats.difference_errors(self.covariance, pairs)
+        for (i, j), p, error in zip(pairs, stats.apart_p(self.values, self.covariance, pairs), errors, strict=True):
+            difference = float(self.values[i] - self.values[j])
             ci = difference - stats.Z95 * error, difference + stats.Z95 * error
             names = self.cells[i].cell, self.cells[j].cell
             found.append(AgainstBaseline(*names, difference, ci, max(p, self.least_p)))
         return tuple(found)
 
     def detectable(self, pairs: Sequence[tuple[int, int]]) -> float | None:
-        return stats.detectable_difference([stats.difference_error(self.covariance, i, j) for i, j in pairs])
+        return stats.detectable_difference(stats.difference_errors(self.covariance, pairs))
 
 
 def _why_raw(contestants: Sequence[ScoreRow], without: Sequence[ScoreRow]) -> str:

@@ -542,21 +542,23 @@ def apart_p(values: ArrayLike, covariance: ArrayLike, pairs: Sequence[tuple[int,
     from scipy.special import ndtr
 
     v = np.asarray(values, dtype=np.float64)
-    ps = []
-    for i, j in pairs:
-        error, difference = difference_error(covariance, i, j), abs(float(v[i] - v[j]))
-        ps.append(2 * float(ndtr(-difference / error)) if error > 0 else float(difference == 0))
-    return holm(ps)
+    i, j = np.array(pairs, dtype=np.intp).reshape(-1, 2).T
+    differences, errors = np.abs(v[i] - v[j]), np.array(difference_errors(covariance, pairs))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ps = np.where(errors > 0, 2 * ndtr(-differences / errors), differences == 0)
+    return holm(ps.tolist())
 
 
-def difference_error(covariance: ArrayLike, i: int, j: int) -> float:
-    """Return the standard error of the difference of two estimates; 0 below 1e-9, which is rounding error."""
+def difference_errors(covariance: ArrayLike, pairs: Sequence[tuple[int, int]]) -> list[float]:
+    """Return the standard error of the difference of each pair; 0 below 1e-9, which is rounding error."""
     import numpy as np
 
     c = np.asarray(covariance, dtype=np.float64)
+    i, j = np.array(pairs, dtype=np.intp).reshape(-1, 2).T
     with np.errstate(invalid="ignore"):
-        error = float(max(c[i, i] + c[j, j] - 2 * c[i, j], 0.0) ** 0.5)
-    return error if error > 1e-9 else 0.0
+        errors = np.sqrt(np.maximum(c[i, i] + c[j, j] - 2 * c[i, j], 0.0))
+    found: list[float] = np.where(errors > 1e-9, errors, 0.0).tolist()
+    return found
 
 
 def detectable_difference(errors: Sequence[float], power: float = 0.8) -> float | None:

@@ -213,6 +213,11 @@ class ScoreRow(Documented):
         return self.n < self.FEW
 
     @property
+    def lift_few(self) -> bool:
+        """Whether the floor comes from so few latents that the lift's interval may be too narrow."""
+        return self.against is not None and self.against.n < self.FEW
+
+    @property
     def unanswered(self) -> float:
         """Share of the judged windows that have no answer."""
         return (self.windows - self.answered) / self.windows if self.windows else 0.0

@@ -10,7 +10,7 @@ def lift(row: ScoreRow) -> str:
     """Return a lift and its interval as text; empty without a floor."""
     if row.lift is None or row.against is None:
         return ""
-    few = "*" * (row.against.n < row.FEW)
+    few = "*" * row.lift_few
     return f"{row.lift:+.3f}" + (f" ({row.lift_ci95[0]:+.3f} to {row.lift_ci95[1]:+.3f}){few}" if row.lift_ci95 else "")
 
 
@@ -21,7 +21,7 @@ def short_lift(row: ScoreRow) -> str:
     if row.lift_ci95 is None:
         return f"{_signed(row.lift)} [– –]"
     low, high = row.lift_ci95
-    return f"{_signed(row.lift)} [{_signed(low, 2)} {_signed(high, 2)}]" + "*" * (row.against.n < row.FEW)
+    return f"{_signed(row.lift)} [{_signed(low, 2)} {_signed(high, 2)}]" + "*" * row.lift_few
 
 
 def _signed(value: float, digits: int = 3) -> str:

@@ -33,7 +33,7 @@ def errors(found):
 
 
 def difference(found, i=0, j=1):
-    return float(found.values[i] - found.values[j]), stats.difference_error(found.covariance, i, j)
+    return float(found.values[i] - found.values[j]), stats.difference_errors(found.covariance, [(i, j)])[0]
 
 
 # --- the model of floors

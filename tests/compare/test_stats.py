@@ -390,8 +390,8 @@ def test_ranks_are_counted_over_those_told_apart():
     assert stats.rank_ranges([0.9, 0.88, 0.7, 0.7], covariance) == [(1, 2), (1, 2), (3, 4), (3, 4)]
     assert stats.rank_ranges([0.9], [[1.0]]) == [(1, 1)]
     correlated_errors = [[0.04, 0.03], [0.03, 0.05]]
-    assert stats.difference_error(correlated_errors, 0, 1) == pytest.approx(0.03**0.5)
-    assert stats.difference_error([[1e-20, 0], [0, 0]], 0, 1) == 0
+    assert stats.difference_errors(correlated_errors, [(0, 1)])[0] == pytest.approx(0.03**0.5)
+    assert stats.difference_errors([[1e-20, 0], [0, 0]], [(0, 1)])[0] == 0
     edge = 1.96 * 2**0.5 * 0.01
     for gap, ranks in ((edge * 1.001, [(1, 1), (2, 2)]), (edge * 0.999, [(1, 2), (1, 2)])):
         assert stats.rank_ranges([0.5 + gap, 0.5], np.diag([1e-4] * 2)) == ranks

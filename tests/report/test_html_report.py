@@ -898,7 +898,7 @@ def joined(tmp_path_factory) -> Path:
 
 
 def ranks(page, table: int = 0) -> list[str]:
-    return page.locator("#joined-tables table").nth(table).locator(".rank").all_inner_texts()
+    return page.locator("#joined-tables table:not(details *)").nth(table).locator(".rank").all_inner_texts()
 
 
 def test_joined_page_ranks_as_the_library_does_by_any_metric_and_within_groups(joined, visit):
@@ -942,6 +942,67 @@ def test_joined_page_ranks_by_lift_as_the_text_does_and_raw_scores_on_request(vi
     assert all(f"{board.row(x.cell, 'detection').lift:+.3f}" in shown for x in board.standings)
     page.get_by_label("Rank by").select_option("detection.balanced_accuracy")
     assert order() == ["high", "low"]
+
+
+@pytest.fixture(scope="module")
+def floored(tmp_path_factory) -> list[str]:
+    """Two runs with lifts whose floors are pooled, of sizes that sort as numbers, with marks and missing scores."""
+    folder, runs = tmp_path_factory.mktemp("floored"), []
+    for name, own in (("one", (0.8, 0.74, 0.7)), ("two", (0.81, 0.73, 0.62))):
+        cells_ = []
+        for size, value in zip(("0.25", "10", "2"), own, strict=True):
+            floor = floor_sample(value, value / 2 + 0.1, covariance=(0.02, 0.1, 0.0))
+            rows = [score_row("detection", value, 0.03, against=floor), score_row("fuzzing", value - 0.2)]
+            cells_.append(cell(f"{name}{size}", rows, size=size))
+        missing = [score_row("fuzzing", None), score_row("embedding", 0.5, n=5, off=True)]
+        few = score_row("detection", 0.6, against=floor_sample(0.6, 0.55, n=12))
+        cells_.append(cell(f"{name}-base", [few, *missing], "random_sae", size="0.25"))
+        (folder / name).mkdir()
+        run = run_of(*cells_, run_id=name)
+        (folder / name / "results.json").write_text(run.model_dump_json(by_alias=True))
+        runs.append(str(folder / name))
+    made = CliRunner().invoke(main, ["leaderboard", *runs, "--html", str(folder / "board.html")])
+    assert made.exit_code == 0, made.output
+    return [*runs, str(folder / "board.html")]
+
+
+@pytest.mark.parametrize("facet", [None, "size", "run"])
+@pytest.mark.parametrize("rank_by", ["detection", "detection.raw", "fuzzing"])
+def test_joined_page_has_the_ranks_lifts_and_notes_of_the_text_boards(floored, visit, facet, rank_by):
+    *runs, page_file = floored
+    column_ = {
+        "detection": "detection.balanced_accuracy.lift",
+        "detection.raw": "detection.balanced_accuracy",
+        "fuzzing": "fuzzing.balanced_accuracy",
+    }[rank_by]
+    page = visit(Path(page_file), f"#rank={column_}&group={facet or '-'}")
+    boards = join(runs, rank_by=rank_by).groups(facet)
+    if facet == "size":
+        assert list(boards) == ["0.25", "2", "10"]
+    heads = page.locator("#joined-tables h3").all_inner_texts()
+    assert heads == [f"{facet}: {value}" for value in boards if facet]
+    for k, board in enumerate(boards.values()):
+        assert ranks(page, k) == [x.rank_text for x in board.standings]
+        assert page.locator("#joined-tables ul").nth(k).locator("li").all_inner_texts() == board.notes
+        rows = page.locator("#joined-tables table:not(details *)").nth(k).locator("tbody tr").all_inner_texts()
+        for x, text in zip(board.standings, rows, strict=True):
+            assert f"lift {board.row(x.cell, 'detection').lift:+.3f}" in text
+    tests = page.locator("#joined-tables details tbody td").all_text_contents()
+    assert tests == [text for board in boards.values() for found in board.against for text in found.texts]
+
+
+def test_joined_page_marks_scores_and_says_why_one_is_missing_and_filters_leave_ranks(floored, visit):
+    *_, page_file = floored
+    page = visit(Path(page_file))
+    base = page.locator("#joined-tables tr.baseline").first.inner_text()
+    lift = page.locator("#joined-tables tr.baseline td.score").first.inner_text()
+    assert "0.460 to 0.540*≠" in base and "50 failed" in base and lift.splitlines()[1].endswith("*")
+    before = ranks(page)
+    sizes = page.locator("#joined-filters fieldset", has=page.locator("legend", has_text="size")).locator("label")
+    assert sizes.all_inner_texts() == ["0.25", "2", "10"]
+    sizes.nth(0).click()
+    page.wait_for_function("document.querySelectorAll('#joined-tables tbody tr').length === 4")
+    assert ranks(page) == [before[k] for k in range(2, 6)]
 
 
 def test_joined_page_filters_and_draws_facets_and_keeps_its_state_in_the_address(joined, visit):

@@ -9,14 +9,14 @@ from typing import Any
 from urllib.parse import quote
 
 import saeval
-from saeval._compare import Entry, Joined
-from saeval._util import interval, number, rounded, shown
-from saeval.records import MAIN, ScoreRow
+from saeval._compare import AgainstBaseline, Entry, Joined, Leaderboard
+from saeval._util import MISSING, interval, number, rounded, shown, sort_key
+from saeval.records import MAIN, CellResult, ScoreRow
 from saeval.report.boards import notes
 from saeval.report.html.pages import render
 from saeval.report.html.text import page_name, script_json
 from saeval.report.method import named
-from saeval.results import Column, Line, cell_columns
+from saeval.results import Column, Line, cell_columns, estimate
 
 _LIFT = ".lift"  # ends the names of columns of lifts, as in `rank_by`
 
@@ -32,27 +32,35 @@ def joined_page(joined: Joined, group_by: str | None = None, place: Path | None 
     Raises:
         InputError: If no cell has such a facet.
     """
-    joined.groups(group_by)
     board = joined.groups(None)[""]
     entries = list(joined.entries.values())
     facets = list(dict.fromkeys(f for e in entries for f in e.facets))
     rows = [row for e in entries for row in e.cell.scores if row.variant == MAIN]
-    columns = _columns(entries)
+    measures = _columns(entries)
     headlines = {r.scorer: f"{r.scorer}.{r.metric}" for r in reversed(rows)}
     headlines_shown = [headlines[row.scorer] for row in rows]
     pages = [_latents_page(e, place) for e in entries]
-    cells = [{**_cell(e, columns), "page": page} for e, page in zip(entries, pages, strict=True)]
+    cells = [{**_cell(e, measures), "page": page} for e, page in zip(entries, pages, strict=True)]
     columns_of_scores = [f"{r.scorer}.{r.metric}" for r in rows]
     on_board = [f"{r.scorer}.{r.metric}" for r in rows if r.on_board]
     lifts = [f"{r.scorer}.{r.metric}{_LIFT}" for r in rows if r.lift is not None]
-    ranked_by = f"{board.ranked_by}{_LIFT}" if board.ranking == "lift" else board.ranked_by
+    columns = list(dict.fromkeys([*columns_of_scores, *lifts]))
+    shown_facets = [name for name in facets if name != "cell" and _differs(entries, name)]
+    values = {name: _values(entries, name) for name in shown_facets}
+    boards = _Boards(joined, columns, _ranked_by(board))
+    boards_shown = {group: boards.of(group) for group in dict.fromkeys(["", group_by or "", *shown_facets])}
     data = {
-        "rank": ranked_by, "group": group_by or "", "telling": joined.telling(),
-        "columns": list(dict.fromkeys([*columns_of_scores, *lifts])),
+        "rank": _ranked_by(board), "group": group_by or "", "telling": joined.telling(),
+        "columns": columns,
         "shown": list(dict.fromkeys([*headlines_shown, *on_board])),
-        "facets": [name for name in facets if name != "cell" and _differs(entries, name)],
-        "measures": [[column.key, column.head] for column in columns],
+        "facets": shown_facets,
+        "values": values,
+        "measures": [[column.key, column.head] for column in measures],
         "cells": cells,
+        "boards": boards_shown,
+        "pooled": boards.pooled,
+        "notes": list(boards.notes),
+        "heads": AgainstBaseline.HEADS,
         "searches": _searches(entries, pages),
     }  # fmt: skip
     tasks = named(f"{e.run.task} {e.run.task_version}" for e in entries)
@@ -61,7 +69,7 @@ def joined_page(joined: Joined, group_by: str | None = None, place: Path | None 
         "tasks": tasks, "cells": len(entries), "runs": runs,
         "subject": named(e.cell.subject for e in entries),
         "judge": named(e.facts["judge"] for e in entries), "differs": joined.differs,
-        "notes": joined.notes, "board_notes": board.notes,
+        "notes": joined.notes,
         "version": saeval.__version__, "data": script_json(data), "search": bool(data["searches"]),
     }  # fmt: skip
     return render("joined.html.j2", context)
@@ -92,6 +100,59 @@ def _differs(entries: Sequence[Entry], facet: str) -> bool:
     return len({e.facets.get(facet) for e in entries}) > 1
 
 
+def _values(entries: Sequence[Entry], facet: str) -> list[str]:
+    return sorted({e.facets.get(facet) or MISSING for e in entries}, key=sort_key)
+
+
+def _ranked_by(board: Leaderboard) -> str:
+    return f"{board.ranked_by}{_LIFT}" if board.ranking == "lift" else board.ranked_by
+
+
+class _Boards:
+    """The boards that the page can show, by facet and ranking column, as data for it.
+
+    Attributes:
+        pooled: By facet and number of the cell, the scores that differ within groups, since floors are pooled there.
+        notes: Notes on boards, as the keys of a dictionary; boards refer to them by number.
+    """
+
+    def __init__(self, joined: Joined, columns: Sequence[str], default: str) -> None:
+        self.pooled: dict[str, dict[int, dict[str, Any]]] = {}
+        self.notes: dict[str, int] = {}
+        self._joined = joined
+        self._requests = {c: f"{c}.raw" if f"{c}{_LIFT}" in columns else c for c in columns}
+        self._requests[default] = joined.rank_by
+        self._number = {name: n for n, name in enumerate(joined.entries)}
+        self._scores = [_scores(e, e.cell) for e in joined.entries.values()]
+
+    def of(self, facet: str) -> list[tuple[str, dict[str, Any]]]:
+        """Return the boards of each value of a facet by ranking column; for an empty facet, those of all cells."""
+        found = []
+        for value, boards in self._joined.boards(facet or None, list(self._requests.values())).items():
+            found.append((value, {c: self._board(boards[request]) for c, request in self._requests.items()}))
+            self._add_pooled(facet, next(iter(boards.values())))
+        return found
+
+    def _add_pooled(self, facet: str, board: Leaderboard) -> None:
+        for x in board.standings:
+            n = self._number[x.cell.cell]
+            scores = _scores(self._joined.entries[x.cell.cell], x.cell)
+            changed = {column: score for column, score in scores.items() if score != self._scores[n].get(column)}
+            if changed:
+                self.pooled.setdefault(facet, {})[n] = changed
+
+    def _board(self, board: Leaderboard) -> dict[str, Any]:
+        order = [self._number[x.cell.cell] for x in board.standings]
+        ranks = [x.rank_text for x in board.standings]
+        notes = [self.notes.setdefault(note, len(self.notes)) for note in board.notes]
+        against = [self._against(found) for found in board.against]
+        return {"by": _ranked_by(board), "order": order, "ranks": ranks, "notes": notes, "against": against}
+
+    def _against(self, found: AgainstBaseline) -> list[Any]:
+        cell, said, baseline, *rest = found.texts
+        return [self._number[cell], said, self._number[baseline], *rest]
+
+
 def _columns(entries: Sequence[Entry]) -> list[Column]:
     """Return the measures to show: those of narrow boards, and others that distinguish cells."""
     lines = [Line(e.run, e.cell) for e in entries]
@@ -102,21 +163,28 @@ def _columns(entries: Sequence[Entry]) -> list[Column]:
 def _cell(entry: Entry, columns: Sequence[Column]) -> dict[str, Any]:
     lines = {column.key: column.value(Line(entry.run, entry.cell)) for column in columns}
     texts = {c.key: shown(lines[c.key], c.shown.form("report"), c.shown.missing) for c in columns}
-    own = [row for row in entry.cell.scores if row.variant == MAIN]
-    scores = {f"{r.scorer}.{r.metric}": _score(entry, r) for r in own}
-    scores |= {f"{r.scorer}.{r.metric}{_LIFT}": _lift(r) for r in own if r.lift is not None}
     return {
         "cell": entry.cell.cell,
         "baseline": entry.cell.baseline is not None,
         "facets": entry.facets,
         "measures": {key: rounded(value) for key, value in lines.items() if value is not None},
         "texts": texts,
-        "scores": scores,
+        "scores": _scores(entry, entry.cell),
     }
 
 
+def _scores(entry: Entry, cell: CellResult) -> dict[str, Any]:
+    """Return scores and lifts by column; the cell may have lifts that are pooled over a group."""
+    own = [row for row in cell.scores if row.variant == MAIN]
+    scores = {f"{r.scorer}.{r.metric}": _score(entry, r) for r in own}
+    return scores | {f"{r.scorer}.{r.metric}{_LIFT}": _lift(r) for r in own if r.lift is not None}
+
+
 def _score(entry: Entry, row: ScoreRow) -> dict[str, Any]:
-    between = interval(row.ci95) if row.ci95 else "interval unknown"
+    found = estimate(row)
+    between = (interval(found.ci95) if found.ci95 else "interval unknown") + found.marks
+    if found.value is None:
+        between = found.why
     return {
         "value": rounded(row.value, 9),
         "ci": row.ci95 and [rounded(v, 9) for v in row.ci95],
@@ -138,6 +206,6 @@ def _lift(row: ScoreRow) -> dict[str, Any]:
         "range": (None, None),
         "floor": {},
         "text": number(row.lift, "+.3f"),
-        "between": interval(row.lift_ci95, "+.3f") if row.lift_ci95 else "interval unknown",
+        "between": interval(row.lift_ci95, "+.3f") + "*" * row.lift_few if row.lift_ci95 else "interval unknown",
         "notes": [],
     }

@@ -917,41 +917,10 @@
 
   // --- the page of joined runs ---
 
-  /** Probability that a normal deviate exceeds z > 0, to one in ten million (Numerical Recipes' erfcc). */
-  function tail(z) {
-    const t = 1 / (1 + z / Math.SQRT2 / 2);
-    const poly = [1.00002368, 0.37409196, 0.09678418, -0.18628806, 0.27886807, -1.13520398, 1.48851587, -0.82215223, 0.17087277];
-    return 0.5 * t * Math.exp((-z * z) / 2 - 1.26551223 + poly.reduceRight((sum, c) => t * (c + sum), 0));
-  }
-  /** Standard error of an interval; if the metric's range clips it, the longer side is the half-width. */
-  function standardError({ value, ci, range: [least, greatest] }) {
-    if (!ci) return Infinity;
-    const [low, high] = ci;
-    const cut = (least !== null && low <= least) || (greatest !== null && high >= greatest);
-    return (cut ? Math.max(value - low, high - value) : (high - low) / 2) / 1.96;
-  }
-  /** Best and worst rank of each score, sorted best first: unpaired z tests over all pairs, Holm-corrected. */
-  function rankRanges(scores) {
-    const errors = scores.map(standardError);
-    const pairs = scores.flatMap((a, i) => scores.slice(i + 1).map((b, d) => {
-      const [j, error] = [i + 1 + d, Math.hypot(errors[i], errors[i + 1 + d])];
-      return { i, j, p: error > 0 ? 2 * tail(Math.abs(a.value - b.value) / error) : Number(a.value === b.value) };
-    })).sort((a, b) => a.p - b.p);
-    const [above, below] = [scores.map(() => 0), scores.map(() => 0)];
-    let largest = 0;
-    pairs.forEach(({ i, j, p }, step) => {
-      largest = Math.max(largest, p * (pairs.length - step));
-      if (largest > 0.05) return;
-      above[j] += 1;
-      below[i] += 1;
-    });
-    return scores.map((_, i) => [1 + above[i], scores.length - below[i]]);
-  }
-
   function joined() {
     const data = JSON.parse(find("#joined").textContent);
     const value = (cell, facet) => cell.facets[facet] || "–";
-    const values = (facet, cells = data.cells) => [...new Set(cells.map((c) => value(c, facet)))].sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
+    const values = (facet, cells = data.cells) => { const some = new Set(cells.map((c) => value(c, facet))); return data.values[facet].filter((v) => some.has(v)); };
     const numbered = data.facets.filter((f) => data.cells.every((c) => c.facets[f] !== undefined && c.facets[f] !== "" && Number.isFinite(Number(c.facets[f]))));
     const across = [...data.measures.map(([m, name]) => [m, name, (c) => c.measures[m]]), ...numbered.filter((f) => !data.measures.some(([m]) => m === f)).map((f) => [f, f, (c) => Number(c.facets[f])])];
     const defaults = { rank: data.rank, group: data.group, x: data.measures.some(([m]) => m === "l0") ? "l0" : "", facet: "", colour: data.telling.find((f) => data.facets.includes(f)) || "" };
@@ -987,21 +956,8 @@
       try { return new Set(JSON.parse(state.get(`not.${facet}`) || "[]")); } catch { return new Set(); }
     }
 
-    /** Cells of a group in order, best first, then baselines; with ranks of the contestants. */
-    function ranked(cells, column) {
-      const score = (c) => (c.scores[column]?.value ?? null) === null ? null : c.scores[column];
-      const order = (a, b) => {
-        const [x, y] = [score(a), score(b)];
-        if (a.baseline !== b.baseline) return a.baseline - b.baseline;
-        if (!x || !y) return (x ? 0 : 1) - (y ? 0 : 1);
-        return x.higher ? y.value - x.value : x.value - y.value;
-      };
-      const sorted = [...cells].sort(order);
-      const contending = sorted.filter((c) => !c.baseline && score(c));
-      const ranks = new Map(rankRanges(contending.map(score)).map((r, k) => [contending[k], r]));
-      return sorted.map((c) => ({ cell: c, score: score(c), rank: ranks.get(c) }));
-    }
-    const rankText = ({ cell, rank }) => (rank ? (rank[0] === rank[1] ? String(rank[0]) : `${rank[0]}-${rank[1]}`) : cell.baseline ? "base" : "–");
+    /** Cells with the scores of boards grouped by a facet; lifts depend on the groups, over which floors are pooled. */
+    const cellsIn = (group) => data.cells.map((c, n) => ({ ...c, scores: { ...c.scores, ...data.pooled[group]?.[n] } }));
 
     function bar({ value: at, ci, range, floor }) {
       const known = [at, ...(ci || []), ...Object.values(floor)].filter((v) => v !== null);
@@ -1015,7 +971,8 @@
       return svg;
     }
     function scoreCell(score, main) {
-      if (!score || score.value === null) return make("td", { className: "n" }, "–");
+      if (!score) return make("td", { className: "n" }, "–");
+      if (score.value === null) return make("td", { className: "n score" }, score.text, make("span", { className: "ci" }, score.between));
       return make("td", { className: "n score" }, main ? make("b", {}, score.text) : score.text, bar(score), make("span", { className: "ci" }, score.between), make("span", { className: "ci" }, visible(score.notes.join(" · "))));
     }
     const linked = (page, last, name) => (page && last ? make("a", { href: page }, name) : name);
@@ -1029,13 +986,25 @@
           button.dataset.focus = c;
           button.addEventListener("click", () => change({ rank: c === defaults.rank ? null : c, focus: c }));
           const th = make("th", { scope: "col", className: "n" }, button);
-          if (c === column) th.setAttribute("aria-sort", standings.find((s) => s.score)?.score.higher === false ? "ascending" : "descending");
+          if (c === column) th.setAttribute("aria-sort", standings.some((s) => s.cell.scores[c]?.higher === false) ? "ascending" : "descending");
           return th;
         }), ...data.measures.map(([, name]) => make("th", { scope: "col", className: "n" }, visible(name))));
-      const rows = standings.map((s) => make("tr", { className: s.cell.baseline ? "baseline" : "" }, make("td", {}, make("span", { className: "rank" }, rankText(s))),
+      const rows = standings.map((s) => make("tr", { className: s.cell.baseline ? "baseline" : "" }, make("td", {}, make("span", { className: "rank" }, s.rank)),
         ...facets.map((f, k) => make("td", { className: "name-cell" }, linked(s.cell.page, k === facets.length - 1, make("bdi", {}, visible(value(s.cell, f)))))), ...shownColumns.map((c) => scoreCell(s.cell.scores[c], c === column)),
         ...data.measures.map(([m]) => make("td", { className: "n" }, visible(s.cell.texts[m])))));
       return make("div", { className: "wide", role: "region", tabIndex: 0, "aria-label": label }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
+    }
+
+    /** Tests of shown contestants against shown baseline coders, folded; cells are given by number. */
+    function against(rows, standings, label) {
+      const shownCells = new Set(standings.map((s) => s.cell.cell));
+      const named = rows.map(([cell, said, baseline, ...rest]) => [data.cells[cell].cell, said, data.cells[baseline].cell, ...rest]);
+      const lines = named.filter(([cell, , baseline]) => shownCells.has(cell) && shownCells.has(baseline));
+      if (!lines.length) return [];
+      const head = make("tr", {}, ...data.heads.map((name) => make("th", { scope: "col" }, name)));
+      const body = lines.map((texts) => make("tr", {}, ...texts.map((text) => make("td", {}, make("bdi", {}, visible(text))))));
+      return [make("details", {}, make("summary", {}, "Against baseline coders"),
+        make("div", { className: "wide", role: "region", tabIndex: 0, "aria-label": label }, make("table", {}, make("thead", {}, head), make("tbody", {}, ...body))))];
     }
 
     function ticks(low, high) {
@@ -1068,10 +1037,10 @@
       }
       return make("figure", {}, svg);
     }
-    function plot(cells, column, state) {
+    function plot(cells, ranked, column, state) {
       const [xKey, facet, colour] = ["x", "facet", "colour"].map((key) => chosen(state, key));
       find("#plot-title").textContent = `Plot of ${column.replaceAll("_", " ")}`;
-      const order = new Map(ranked(cells, column).map(({ cell }, k) => [cell, k + 1]));
+      const order = new Map(ranked.filter((c) => cells.includes(c)).map((c, k) => [c, k + 1]));
       const at = across.find(([key]) => key === xKey)?.[2] || ((c) => order.get(c));
       const colours = colour ? values(colour) : [];
       const style = (c) => (colour ? `s${colours.indexOf(value(c, colour)) % 8}` : c.baseline ? "b0" : "s0");
@@ -1097,13 +1066,20 @@
       baselines.checked = state.get("base") !== "0";
       const out = Object.fromEntries(data.facets.map((f) => [f, excluded(state, f)]));
       for (const { facet, v, box } of boxes) box.checked = !out[facet].has(v);
-      const cells = data.cells.filter((c) => (baselines.checked || !c.baseline) && data.facets.every((f) => !out[f].has(value(c, f))));
       const [column, group] = [chosen(state, "rank"), chosen(state, "group")];
+      const all = cellsIn(group);
+      const cells = all.filter((c) => (baselines.checked || !c.baseline) && data.facets.every((f) => !out[f].has(value(c, f))));
+      const fits = new Set(cells);
       find("#joined-count").textContent = `${cells.length} of ${data.cells.length} cells`;
-      const groups = group ? values(group, cells).map((v) => [v, cells.filter((c) => value(c, group) === v)]) : [["", cells]];
-      find("#joined-tables").replaceChildren(...groups.flatMap(([v, some]) => [
-        ...(group ? [make("h3", {}, make("bdi", {}, visible(`${group}: ${v}`)))] : []), table(ranked(some, column), column, `Cells ${visible(v)}`)]));
-      plot(cells, column, state);
+      const groups = data.boards[group].map(([v, boards]) => {
+        const { by, order, ranks, notes, against: tests } = boards[column];
+        return { v, by, notes, tests, standings: order.map((n, k) => ({ cell: all[n], rank: ranks[k] })).filter(({ cell }) => fits.has(cell)) };
+      }).filter(({ standings }) => standings.length || !group);
+      find("#joined-tables").replaceChildren(...groups.flatMap(({ v, by, notes, tests, standings }) => [
+        ...(group ? [make("h3", {}, make("bdi", {}, visible(`${group}: ${v}`)))] : []), table(standings, by, `Cells ${visible(v)}`),
+        make("ul", { className: "note" }, ...notes.map((n) => make("li", {}, visible(data.notes[n])))),
+        ...against(tests, standings, `Against baseline coders ${visible(v)}`)]));
+      plot(cells, data.boards[""][0][1][column].order.map((n) => all[n]), column, state);
       if (state.get("focus")) {
         [...document.querySelectorAll("[data-focus]")].find((b) => b.dataset.focus === state.get("focus"))?.focus({ preventScroll: true });
         change({ focus: null });

@@ -65,14 +65,16 @@ class Joined:
         rows = []
         for x in board.standings[:_SHOWN]:
             row = board.row(x.cell, scorer, metric=metric)
-            score = "–" if row is None else f"{number(row.value)} [{interval(row.ci95, between=', ')}]"
-            lift = number(row.lift, "+.3f") if row is not None else "–"
+            score, lift, n = "–", "–", "–"
+            if row is not None:
+                score = f"{number(row.value)} [{interval(row.ci95, between=', ')}]"
+                lift, n = number(row.lift, "+.3f"), f"{row.n}/{row.tried}"
             facets = self.entries[x.cell.cell].facets
-            rows.append([x.rank_text, *(facets.get(name, "–") for name in names), score, lift])
+            rows.append([x.rank_text, *(facets.get(name, "–") for name in names), score, n, lift])
         more = len(board.standings) - len(rows)
         mark = f" — MIXED: {'; '.join(self.differs)}" if self.differs else ""
         lines = [fold(f"{counted(len(self.entries), 'cell')}, ranked by {board.title}{mark}")]
-        lines.append(aligned(["rank", *names, column, "lift"], rows, WIDTH))
+        lines.append(aligned(["rank", *names, column, "n", "lift"], rows, WIDTH))
         return "\n".join([*lines, *([f"… and {more} more"] if more else [])])
 
     def groups(self, facet: str | None) -> dict[str, Leaderboard]:

@@ -9,7 +9,7 @@ from typing import Any
 from saeval._compare import Leaderboard
 from saeval._util import text
 from saeval.records import Better, CellResult, Place, RunResult, ScoreRow
-from saeval.results import Column, Estimate, Line, cell_columns, score_columns
+from saeval.results import SCORED, Column, Estimate, Line, cell_columns, estimate, score_columns
 
 RunOf = Callable[[CellResult], RunResult]
 """Returns the run of a cell."""
@@ -98,6 +98,24 @@ def roomy_estimate(found: Estimate, *more: str) -> str:
     return f"{text.number(found.value)} ({'; '.join([between, *more])})"
 
 
+def marks(run: RunResult) -> list[str]:
+    """Return the marks that a run's boards carry beside its name, such as `partial`."""
+    flags = {
+        "partial": run.partial,
+        "synthetic": run.synthetic,
+        "recorded": run.recorded,
+        "not reproducible": not run.reproducible,
+    }
+    return [mark for mark, on in flags.items() if on]
+
+
+def legend(board: Leaderboard) -> str:
+    """Return what a narrow board's cells contain, and the column that ranks."""
+    if not board.metrics:
+        return "no scores"
+    return f"mean over latents [95 % interval] n scored/tried; ranked by {board.title}"
+
+
 def rank_field(board: Leaderboard) -> Field:
     """Return the column of ranks."""
     return Field("rank", [x.rank_text for x in board.standings])
@@ -120,23 +138,28 @@ def score_fields(
     write: EstimateText,
     head: Callable[[str, str, Sequence[ScoreRow | None]], str] = score_head,
 ) -> list[Field]:
-    """Return the columns about scores for a narrow table with one row per cell, scorer by scorer."""
+    """Return the columns about scores for a narrow table with one row per cell, scorer by scorer; n follows scores."""
     found = []
     cells = [x.cell for x in board.standings]
     for scorer, metric in board.shown:
         rows = [board.row(cell, scorer, metric=metric) for cell in cells]
         better = _better(rows)
         for column in score_columns("board"):
-            values = [
-                column.value(Line(run_of(c), c, row)) if row else None for c, row in zip(cells, rows, strict=True)
-            ]
+            lines = [Line(run_of(c), c, row) if row else None for c, row in zip(cells, rows, strict=True)]
+            values = [column.value(line) if line else None for line in lines]
             if column.name == "score":
-                texts = [text.MISSING if value is None else write(value) for value in values]
+                texts = [_with_n(line, write) if line else text.MISSING for line in lines]
                 best = _best(board, [value and value.value for value in values], better)
                 found.append(Field(head(scorer, metric, rows), texts, column, values, best))
             elif any(value is not None for value in values):
                 found.append(_field(board, column, f"{scorer}: {column.head}", values, "board"))
     return found
+
+
+def _with_n(line: Line, write: EstimateText) -> str:
+    """Return a score followed by its n: `.612 [.57 .65] n 48/50`."""
+    found = estimate(line.score)
+    return write(found) if found.value is None else f"{write(found)} {SCORED.head} {SCORED.value(line)}"
 
 
 def notes(run: RunResult, cell: CellResult, row: ScoreRow) -> list[str]:

@@ -20,7 +20,7 @@ from saeval.records import (
     RunResult,
     ScoreRow,
 )
-from saeval.report.boards import Field, arrow, cell_fields, detail_fields, notes, rank_field, roomy_estimate
+from saeval.report.boards import Field, arrow, cell_fields, detail_fields, marks, notes, rank_field, roomy_estimate
 from saeval.report.method import method, named
 from saeval.results import Line, estimate
 
@@ -74,14 +74,8 @@ _COST = ("role", "model", "calls", "from cache", "failed", "tokens in", "tokens 
 def markdown_report(run: RunResult) -> str:
     """Return the report of a run."""
     board = Leaderboard.of(run)
-    flags = {
-        "partial": run.partial,
-        "synthetic": run.synthetic,
-        "recorded": run.recorded,
-        "not reproducible": not run.reproducible,
-    }
-    marks = ", ".join(mark for mark, on in flags.items() if on)
-    parts = [f"# {escape_markdown(run.task)} {escape_markdown(run.task_version)}" + (f" ({marks})" if marks else "")]
+    marked = f" ({', '.join(marks(run))})" if marks(run) else ""
+    parts = [f"# {escape_markdown(run.task)} {escape_markdown(run.task_version)}{marked}"]
     if run.description:
         parts.append(escape_markdown(run.description))
     if run.warnings:

@@ -15,6 +15,8 @@ from saeval.report.boards import (
     cell_fields,
     detail_fields,
     field_width,
+    legend,
+    marks,
     rank_field,
     score_fields,
     short_estimate,
@@ -49,13 +51,7 @@ def render(run: RunResult, console: Console | None = None) -> None:
     def say(line: str, style: str = "") -> None:
         console.print(Text(safe_text(line), style=style))
 
-    flags = {
-        "PARTIAL": run.partial,
-        "SYNTHETIC": run.synthetic,
-        "RECORDED": run.recorded,
-        "NOT REPRODUCIBLE": not run.reproducible,
-    }
-    say("  ".join([f"{run.task} {run.task_version}", *common, *(mark for mark, on in flags.items() if on)]), "bold")
+    say("  ".join([f"{run.task} {run.task_version}", *common, *map(str.upper, marks(run))]), "bold")
     judges = [_judge(row) for cell in run.cells for row in cell.scores]
     for title, values in (
         ("subject", [c.subject for c in run.cells]),
@@ -64,7 +60,7 @@ def render(run: RunResult, console: Console | None = None) -> None:
     ):
         if names := ", ".join(dict.fromkeys(v for v in values if v)):
             say(f"{title:10}{names}")
-    say(f"mean over latents [95 % interval]; ranked by {board.title}" if board.metrics else "no scores")
+    say(legend(board))
     _print_board(console, board, run, axes)
     for scorer, metric in board.shown:
         _print_details(console, board, run, axes, scorer, metric)
@@ -201,11 +197,9 @@ def _axis_fields(cells: Sequence[CellResult], axes: Sequence[str]) -> list[Field
 
 
 def _heading(scorer: str, metric: str, rows: Sequence[ScoreRow | None]) -> str:
-    counts = sorted({row.n for row in rows if row}) or [0]
-    n = f"n {counts[0]}" if len(counts) == 1 else f"n {counts[0]}–{counts[-1]}"
     chance = _chance(rows)
-    facts = n if chance is None else f"chance {text.short(chance)}, {n}"
-    return "\n".join([*wrap(safe_text(scorer), 20), *wrap(f"{safe_text(metric)} {arrow(rows)}", 20), facts])
+    facts = [] if chance is None else [f"chance {text.short(chance)}"]
+    return "\n".join([*wrap(safe_text(scorer), 20), *wrap(f"{safe_text(metric)} {arrow(rows)}", 20), *facts])
 
 
 def _chance(rows: Iterable[ScoreRow | None]) -> float | None:

@@ -3,6 +3,7 @@ from saeval.results.cells import (
     cell_tables as cell_tables,
 )
 from saeval.results.columns import (
+    SCORED as SCORED,
     Column as Column,
     Estimate as Estimate,
     Line as Line,

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
-from golden_boards import GOLDEN, boards, page_text
+from golden_boards import GOLDEN, boards, odd_run, page_text
 from made_run import cell, run_of, score_row
 from tiny import tiny_corpus, tiny_model
 
@@ -20,6 +20,7 @@ from saeval._compare.join import join
 from saeval.cli.group import main
 from saeval.records.columns import ColumnStyle
 from saeval.report.joined_text import BOARD_FORMATS, written
+from saeval.report.notebook import board_html
 from saeval.results import columns
 from saeval.results.columns import Column
 
@@ -40,6 +41,16 @@ def test_boards_are_word_for_word_what_they_were(made):
 def test_text_boards_fit_eighty_columns(made):
     boards_as_text = [made[name] for name in ("joined.txt", "made-terminal.txt", "odd-terminal.txt")]
     assert all(len(line) <= 80 for text in boards_as_text for line in text.splitlines())
+
+
+def test_every_format_shows_n_beside_a_score(made):
+    narrow = {name: made[name] for name in ("odd-terminal.txt", "joined.txt", "joined.tex")}
+    for name, text in {**narrow, "notebook": board_html(odd_run())}.items():
+        numbers = re.findall(r"(?:-0)?\.(?:734|004) \[[^]]*\]\*? n (\d+/\d+)", text)
+        assert numbers == ["48/50", "5/50"], name
+    assert re.search(r"-0\.004 \([^;]*; n 5/50;", made["odd-report.md"]) and "| 5/50 |" in made["joined.md"]
+    assert {row["n"] for row in csv.DictReader(made["odd-leaderboard.csv"].splitlines())} >= {"5", "48"}
+    assert "n 5/50" in made["odd-page.txt"]
 
 
 def test_column_that_is_declared_once_shows_in_every_format(monkeypatch):

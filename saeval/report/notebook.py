@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from saeval._compare import Leaderboard
 from saeval._util import InputError, counted, did_you_mean, number, safe_text, visible
 from saeval.records import MAIN, RunResult
-from saeval.report.boards import cell_fields, plain_estimate, rank_field, score_fields
+from saeval.report.boards import cell_fields, legend, marks, plain_estimate, rank_field, score_fields
 from saeval.results import RunCell
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def plot(run: RunResult, folder: Path, name: str | None) -> NotebookView:
 
 
 def board_html(run: RunResult) -> str:
-    """Return the board of a run as an HTML table."""
+    """Return the board of a run as an HTML table, with its marks, notes and warnings."""
     board = Leaderboard.of(run)
     cells = [x.cell for x in board.standings]
     axes = list(dict.fromkeys(axis for c in cells for axis in c.axes)) or ["cell"]
@@ -124,14 +124,12 @@ def board_html(run: RunResult) -> str:
     fields = [*cell_fields(board, lambda _: run, "board"), *score_fields(board, lambda _: run, plain_estimate)]
     head = [rank.head, *(name for name, _ in names), *(field.head for field in fields)]
     columns = [rank.texts, *(texts for _, texts in names), *(field.texts for field in fields)]
-    marks = {"partial": run.partial, "synthetic": run.synthetic}
-    title = " · ".join([f"{run.task} {run.task_version}", *(mark for mark, on in marks.items() if on)])
-    about = f"ranked by {run.rank_by}; mean over latents [95 % interval]" if board.metrics else "no scores"
-    warnings = "".join(f"<li>{_text(warning)}</li>" for warning in run.warnings)
+    title = " · ".join([f"{run.task} {run.task_version}", *marks(run)])
+    notes = [*(found.text for found in board.against), *board.notes, *(f"! {warning}" for warning in run.warnings)]
+    listed = "".join(f"<li>{_text(note)}</li>" for note in notes)
     return (
-        f"<p><b>{_text(title)}</b>, {_text(about)}</p>"
-        + _table(head, zip(*columns, strict=True))
-        + (f"<ul>{warnings}</ul>" if warnings else "")
+        f"<p><b>{_text(title)}</b>, {_text(legend(board))}</p>"
+        f"{_table(head, zip(*columns, strict=True))}<ul>{listed}</ul>"
     )
 
 

@@ -7,11 +7,13 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from made_run import made_run
 from planted_run import cache_in, spec, truthful_server
 
 import saeval
+from saeval._compare import Leaderboard
 from saeval._util import progress
-from saeval.report.notebook import NotebookView
+from saeval.report.notebook import NotebookView, board_html, leaderboard
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +29,17 @@ def test_a_run_is_shown_as_its_board_and_printed_in_a_line(run):
     assert len(html) < 10_000
     assert repr(run) == "<Run planted 1.0: 1 cell, best all detection.balanced_accuracy 1.000 (n 6)>"
     assert "latent" in dir(run) and "model_fields_set" not in dir(run)
+
+
+def test_the_board_has_the_order_marks_and_notes_of_the_terminal():
+    run = made_run(recorded=True, reproducible=False)
+    board = Leaderboard.of(run)
+    page, printed = board_html(run), " ".join(leaderboard(run).text.split())
+    coders = [x.cell.axes["coder"] for x in board.standings]
+    assert coders == sorted(coders, key=page.index) and "ranked by lift of detection.balanced_accuracy" in page
+    assert "recorded · not reproducible" in page and "RECORDED NOT REPRODUCIBLE" in printed
+    for note in (*board.notes, *(found.text for found in board.against), *run.warnings):
+        assert note in page and note in printed
 
 
 def test_the_board_is_text_when_printed(run, monkeypatch):

@@ -175,6 +175,20 @@ def fold(sentence: object) -> str:
 # --- tables ---------------------------------------------------------------------------------------------------
 
 
+def screen_width(line: str) -> int:
+    """Return how many columns a line takes on a terminal, where characters such as CJK and emoji take two."""
+    if line.isascii():
+        return len(line)
+    from rich.cells import cell_len
+
+    return cell_len(line)
+
+
+def padded(line: str, width: int) -> str:
+    """Return a line followed by blanks, up to a width on a terminal."""
+    return line + " " * (width - screen_width(line))
+
+
 def aligned(head: Sequence[str], rows: Sequence[Sequence[object]], width: int | None = None) -> str:
     """Return a table with aligned columns, for a terminal.
 
@@ -190,7 +204,7 @@ def aligned_rows(head: Sequence[str], rows: Sequence[Sequence[object]], width: i
     """Return heading and rows of `aligned` separately; folded ones contain several lines."""
     lines = [[safe_text(cell) for cell in row] for row in (head, *rows)]
     columns = [*zip(*lines, strict=True)]
-    widths = [max(map(len, column)) for column in columns]
+    widths = [max(map(screen_width, column)) for column in columns]
     if width is not None:
         room = width - _GAP * (len(columns) - 1)
         widths = _narrowed(widths, [max(_least_width(column), whole_width(column)) for column in columns], room)
@@ -200,7 +214,7 @@ def aligned_rows(head: Sequence[str], rows: Sequence[Sequence[object]], width: i
 
 def _least_width(column: Sequence[str]) -> int:
     """Return the minimum width of a column: numbers are not broken, words may be."""
-    whole = [len(cell) for cell in column[1:] if cell[:1] in "+-.~–[" or cell[:1].isdigit()]
+    whole = [screen_width(cell) for cell in column[1:] if cell[:1] in "+-.~–[" or cell[:1].isdigit()]
     return max([_LEAST, *whole])
 
 
@@ -219,27 +233,36 @@ def _narrowed(widths: Sequence[int], least: Sequence[int], room: int) -> list[in
 def whole_width(names: Iterable[str]) -> int:
     """Return the width at which folding breaks no word of the names, except very long words."""
     parts = [part.rstrip() for name in names for part in _JOINS.split(name)]
-    return max([min(len(part), _LONG_WORD) for part in parts], default=0)
+    return max([min(screen_width(part), _LONG_WORD) for part in parts], default=0)
 
 
 def folded_name(cell: str, width: int) -> list[str]:
     """Fold a name into lines of a width, breaking after blanks and joining characters, else within words."""
-    if len(cell) <= width:
+    if screen_width(cell) <= width:
         return [cell]
     lines = [""]
     for part in _JOINS.split(cell):
-        if len(lines[-1]) + len(part.rstrip()) > width:
+        if screen_width(lines[-1]) + screen_width(part.rstrip()) > width:
             lines.append("")
         lines[-1] += part
-        while len(lines[-1].rstrip()) > width:
-            lines[-1:] = [lines[-1][:width], lines[-1][width:]]
+        while screen_width(lines[-1].rstrip()) > width:
+            start = _start(lines[-1], width)
+            lines[-1:] = [start, lines[-1][len(start) :]]
     return [line for line in map(str.strip, lines) if line]
+
+
+def _start(line: str, width: int) -> str:
+    """Return as many of a line's first characters as fit the width, at least one."""
+    end = max(1, width // 2)
+    while end < len(line) and screen_width(line[: end + 1]) <= width:
+        end += 1
+    return line[:end]
 
 
 def _folded(line: Sequence[str], widths: Sequence[int]) -> str:
     cells = [folded_name(cell, w) for cell, w in zip(line, widths, strict=True)]
     return "\n".join(
-        (" " * _GAP).join(part.ljust(w) for part, w in zip(parts, widths, strict=True)).rstrip()
+        (" " * _GAP).join(padded(part, w) for part, w in zip(parts, widths, strict=True)).rstrip()
         for parts in zip_longest(*cells, fillvalue="")
     )
 

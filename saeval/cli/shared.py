@@ -256,12 +256,14 @@ def print_json(value: Any) -> None:
 
 
 def print_rows(rows: Sequence[dict[str, str]]) -> None:
+    from saeval._util import padded, screen_width
+
     if not rows:
         click.echo("none")
         return
-    widths = [max(len(r[k]) for r in rows) for k in rows[0]]
+    widths = [max(screen_width(r[k]) for r in rows) for k in rows[0]]
     for row in rows:
-        say("  ".join(v.ljust(w) for v, w in zip(row.values(), widths, strict=True)).rstrip())
+        say("  ".join(padded(v, w) for v, w in zip(row.values(), widths, strict=True)).rstrip())
 
 
 def print_entries(rows: Sequence[dict[str, str]]) -> None:

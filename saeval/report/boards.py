@@ -41,7 +41,8 @@ class Field:
 
 def field_width(field: Field) -> int:
     """Return the width of a field on a terminal, with the gap after it."""
-    return _GAP + max(len(line) for entry in (field.head, *field.texts) for line in (entry.splitlines() or [""]))
+    lines = [line for entry in (field.head, *field.texts) for line in entry.splitlines()]
+    return _GAP + max(map(text.screen_width, lines), default=0)
 
 
 def side_by_side(fields: Sequence[Field], room: int) -> Iterator[list[Field]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _GAP = 2
+_LEAST = 8  # width below which no name is folded
 _NAMES = 14  # width above which a name is folded to make room for more columns of numbers
 
 
@@ -106,13 +108,16 @@ def finding_line(found: Finding) -> str:
 def _print_board(console: Console, board: Leaderboard, run: RunResult, axes: Sequence[str]) -> None:
     """Print one line per cell; scorers that do not fit beside each other go into further tables."""
     cells = [x.cell for x in board.standings]
-    names = _axis_fields(cells, axes)
-    facts = [rank_field(board), *cell_fields(board, lambda _: run, "board")]
+    names, rank = _axis_fields(cells, axes), rank_field(board)
+    facts = cell_fields(board, lambda _: run, "board")
     scores = score_fields(board, lambda _: run, short_estimate, _heading)
     dim = [cell.baseline is not None for cell in cells]
-    room = console.width - sum(map(field_width, facts))
-    for some, folded in _tables(names, scores, room):
-        _print_table(console, "", [facts[0], *folded, *facts[1:], *some], dim)
+    room = console.width - field_width(rank)
+    beside = sum(map(field_width, facts))
+    if beside + max(map(field_width, scores), default=0) > room - sum(map(_least, names)):
+        facts, scores, beside = [], [*facts, *scores], 0  # facts go into a table of their own
+    for some, folded in _tables(names, scores, room - beside):
+        _print_table(console, "", [rank, *folded, *facts, *some], dim)
 
 
 def _print_details(
@@ -149,9 +154,14 @@ def _has_content(field: Field) -> bool:
 def _tables(
     names: Sequence[Field], numbers: Sequence[Field], room: int
 ) -> Iterator[tuple[Sequence[Field], Sequence[Field]]]:
-    """Distribute columns of numbers over tables that fit the width `room`; each table begins with the folded names."""
+    """Distribute columns of numbers over tables that fit the width `room`; each table begins with the folded names.
+
+    On very narrow terminals, numbers are folded between words, too.
+    """
     room += _GAP  # there is no gap after the last column
     least = [max(_whole(field), min(field_width(field), _GAP + _NAMES)) for field in names]
+    narrow = room - sum(map(_least, names))
+    numbers = [field if field_width(field) <= narrow else _in_words(field, narrow - _GAP) for field in numbers]
     for some in side_by_side(numbers, room - sum(least)):
         yield some, _folded(names, room - sum(map(field_width, some)))
 
@@ -162,10 +172,23 @@ def _whole(names: Field) -> int:
     return _GAP + max(text.whole_width([names.head]), indent + text.whole_width(names.texts))
 
 
+def _least(names: Field) -> int:
+    """Return the width to which a column of names is folded at most, even within words, including the gap."""
+    return min(field_width(names), _GAP + _LEAST)
+
+
+def _in_words(numbers: Field, width: int) -> Field:
+    """Fold a column of numbers to a width between words; no number is cut."""
+    texts = ["\n".join(wrap(entry, max(1, width), break_long_words=False)) for entry in numbers.texts]
+    least = max([width, *(text.screen_width(line) for entry in texts for line in entry.splitlines())])
+    head = [line for part in numbers.head.splitlines() for line in wrap(part, least)]
+    return replace(numbers, head="\n".join(head), texts=texts)
+
+
 def _folded(names: Sequence[Field], room: int) -> list[Field]:
     """Fold columns of names to fit the width `room`: between words, and within words only if necessary."""
     widths = [field_width(field) for field in names]
-    for least in ([_whole(field) for field in names], [_GAP + 1 for _ in names]):
+    for least in ([_whole(field) for field in names], [_least(field) for field in names]):
         while sum(widths) > room and any(w > low for w, low in zip(widths, least, strict=True)):
             widest = max((i for i, low in enumerate(least) if widths[i] > low), key=lambda i: widths[i])
             widths[widest] -= 1
@@ -199,7 +222,9 @@ def _axis_fields(cells: Sequence[CellResult], axes: Sequence[str]) -> list[Field
 def _heading(scorer: str, metric: str, rows: Sequence[ScoreRow | None]) -> str:
     chance = _chance(rows)
     facts = [] if chance is None else [f"chance {text.short(chance)}"]
-    return "\n".join([*wrap(safe_text(scorer), 20), *wrap(f"{safe_text(metric)} {arrow(rows)}", 20), *facts])
+    return "\n".join(
+        [*text.folded_name(safe_text(scorer), 20), *text.folded_name(f"{safe_text(metric)} {arrow(rows)}", 20), *facts]
+    )
 
 
 def _chance(rows: Iterable[ScoreRow | None]) -> float | None:
@@ -222,4 +247,6 @@ def _print_table(console: Console, title: str, fields: Sequence[Field], dim: Seq
     console.print()
     if title:
         console.print(Text(safe_text(title), style="bold"))
-    console.print(table)
+    width = sum(map(field_width, fields)) - _GAP
+    table.width = width if width > console.width else None
+    console.print(table, crop=False)  # a table that is too wide is continued on the next line of the terminal, not cut

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from made_run import SCORERS, VARIANTS, cell, made_run, run_of, score_row
 from planted_run import spec, truthful_server
+from rich.cells import cell_len
 from rich.console import Console
 from root import ROOT
 from scipy import stats
@@ -122,6 +123,19 @@ def test_every_number_is_shown_whole_at_any_width(width):
         assert short(Leaderboard.of(run).smallest_difference) in text and "something a reader must know" in " ".join(
             text.split()
         )
+
+
+@pytest.mark.parametrize("width", [25, 40, 80])
+@pytest.mark.parametrize("name", ["a-coder-with-a-long-name", "稀疏自编码器的一个很长的名字", "🙂🙃" * 8])
+def test_no_number_is_cut_on_narrow_terminals_or_beside_wide_characters(width, name):
+    made = made_run()
+    cells = [c.model_copy(update={"axes": {"coder": f"{name}{i}"}}) for i, c in enumerate(made.cells)]
+    text = rendered(made.model_copy(update={"cells": cells}), width)
+    assert max(map(cell_len, text.splitlines())) <= width
+    ranked = Leaderboard.of(made)
+    rows = [ranked.row(x.cell, scorer) for x in ranked.standings for scorer in SCORERS]
+    parts = [part for row in rows for part in (*short_estimate(estimate(row)).split(), f"{row.lift:+.3f}", "48/50")]
+    assert {*parts, "32.2", "0.88", "0.12"} <= {*text.split()}
 
 
 @pytest.mark.parametrize("width", [60, 80])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from rich.cells import cell_len
 
 from saeval._util import text
 
@@ -36,6 +37,16 @@ def test_table_is_folded_to_the_width_between_the_parts_of_names_and_numbers_sta
     assert "0.612 [0.571, 0.651]" in "\n".join(lines) and "48/50" in "\n".join(lines)
     names = "".join(line[: lines[0].index("a head")].strip() for line in lines[1:])
     assert "coder=some/long-name,layer=9" in names
+
+
+@pytest.mark.parametrize("width", [None, 24, 40])
+def test_table_with_wide_characters_is_aligned_as_terminals_show_it(width):
+    lines = text.aligned(["name", "n"], [["稀疏自编码器🙂的名字", "48/50"], ["b", "5/50"]], width).splitlines()
+    starts = {cell_len(line[: line.index(n)]) for line in lines for n in ("48/50", "5/50") if f"  {n}" in line}
+    assert len(starts) == 1 and max(map(cell_len, lines)) <= (width or 80)
+    assert (
+        "".join(line.split()[0] for line in lines if "b" not in line and "name" not in line) == "稀疏自编码器🙂的名字"
+    )
 
 
 def test_word_that_no_line_holds_is_cut_and_nothing_is_lost():

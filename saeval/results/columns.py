@@ -228,7 +228,10 @@ BESIDE = (
         "Precision, F1 and IoU at that rate.",
     ),
     Column(
-        "judge_text", _written(row_texts.judge), _text("judge", "report", "details"), "What a check says of the judge."
+        "judge_text",
+        _written(row_texts.judge),
+        _text("verdict", "report", "details"),
+        "What a check says of the judge.",
     ),
 )
 """Columns that combine several fields of a score: floor, lift, answered windows, the judge."""

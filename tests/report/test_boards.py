@@ -179,6 +179,16 @@ def boards_of(run, format_: str) -> str:
 LOW = {"metric": "error", "higher_is_better": False, "range": (0.0, None)}
 
 
+def test_heads_of_a_joined_board_are_distinct_when_judges_differ(tmp_path):
+    for name in ("one", "two"):
+        run = run_of(cell("a", [score_row("detection", 0.7, judge=f"judge-{name}")]), run_id=name)
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(run.model_dump_json(by_alias=True))
+    table = str(written(join([tmp_path / "one", tmp_path / "two"]), "markdown")).split("\n\n")[1]
+    heads = [head.strip() for head in table.splitlines()[0].split("|")[1:-1] if head.strip()]
+    assert {"judge", "verdict"} < {*heads} and len(heads) == len({*heads})
+
+
 def test_latex_aligns_numbers_and_sets_the_best_contestant_in_bold():
     run = run_of(
         cell("a", [score_row("detection", 0.7), score_row("steering", 3.0, **LOW, ci95=(2.9, 3.1))]),

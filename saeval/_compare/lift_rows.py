@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from saeval._compare import stats
 from saeval._compare.lifts import Paired, lifts
 from saeval._compare.settings import settings_sha
+from saeval._util import counted
 from saeval.records import MAIN, CellResult, ScoreRow
 
 if TYPE_CHECKING:
@@ -60,8 +61,9 @@ class Reading:
         if self.depends:
             return ""
         return (
-            f"no lift was detected over {self.latents} latents (p {self.p:.2g}): uninformed explanations score as "
-            "high. Either the explanations are wrong, the judge does not read them, or there are too few latents"
+            f"no lift was detected over {counted(self.latents, 'latent')} (p {self.p:.2g}): uninformed explanations "
+            "score as high. Either the explanations are wrong, the judge does not read them, or there are too few "
+            "latents"
         )
 
 

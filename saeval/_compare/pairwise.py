@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isnan
 from pathlib import Path
@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from saeval._compare import stats
 from saeval._compare.settings import differing_settings
-from saeval._util import WIDTH, InputError, aligned, aligned_rows, derive_rng, did_you_mean, fold, interval, number
+from saeval._util import (
+    WIDTH,
+    InputError,
+    aligned,
+    aligned_rows,
+    counted,
+    derive_rng,
+    did_you_mean,
+    fold,
+    interval,
+    number,
+)
 from saeval.records import RunResult, ScoreRow
 from saeval.results import RunCell, open_run
 
@@ -218,7 +229,7 @@ def _same_latents(a: RunCell, b: RunCell) -> tuple[bool, str]:
     if len(corpora) > 1:
         return False, "the corpora differ"
     if not stats.pairs_well(common, one, other):
-        return False, f"only {len(common)} latent numbers are in both ({len(one)} and {len(other)} latents)"
+        return False, _few_in_both(common, one, other)
     if any(row["firings"] for cell in (one, other) for row in cell.values()):
         alike = [
             _alike(one[i]["firings"], other[i]["firings"])
@@ -226,7 +237,7 @@ def _same_latents(a: RunCell, b: RunCell) -> tuple[bool, str]:
             for i in common
         ]
         if sum(alike) >= 0.95 * len(common):
-            return True, f"{len(common)} latents are in both, with the same number, firings and maximum"
+            return True, f"{_in_both(common)}, with the same number, firings and maximum"
         return False, (
             f"latents of the same number fire differently ({len(common) - sum(alike)} of {len(common)}), so they are "
             "different latents"
@@ -234,9 +245,18 @@ def _same_latents(a: RunCell, b: RunCell) -> tuple[bool, str]:
     if a.result.coder == b.result.coder and a.result.subject == b.result.subject:
         return (
             True,
-            f"{len(common)} latents are in both, of a coder with the same name; how they fire is not recorded",
+            f"{_in_both(common)}, of a coder with the same name; how they fire is not recorded",
         )
     return False, "how the latents fire is not recorded, and the coders have different names"
+
+
+def _in_both(common: Sequence[int]) -> str:
+    return f"{counted(len(common), 'latent is', 'latents are')} in both"
+
+
+def _few_in_both(common: Sequence[int], one: Collection[int], other: Collection[int]) -> str:
+    sides = f"{len(one):,} and {counted(len(other), 'latent')}"
+    return f"only {counted(len(common), 'latent number is', 'latent numbers are')} in both ({sides})"
 
 
 def _paired_by_number(a: RunCell, b: RunCell) -> str:
@@ -245,10 +265,10 @@ def _paired_by_number(a: RunCell, b: RunCell) -> str:
     common = sorted(set(one) & set(other))
     if not stats.pairs_well(common, one, other):
         raise InputError(
-            f"only {len(common)} latent numbers are in both ({len(one)} and {len(other)} latents), too few to be "
-            "paired; score the same latents on both sides (`latents: {select: list}`)"
+            f"{_few_in_both(common, one, other)}, too few to be paired; score the same latents on both sides "
+            "(`latents: {select: list}`)"
         )
-    return f"{len(common)} latents are paired by number, as requested"
+    return f"{counted(len(common), 'latent is', 'latents are')} paired by number, as requested"
 
 
 def _alike(x: float | None, y: float | None) -> bool:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from saeval._util import counted
 from saeval.records import MAIN, CellResult, RunResult, ScoreRow
 from saeval.task import said_by
 
@@ -66,7 +67,8 @@ def warnings_of(
         found += [f"{cell.cell}: {caution}" for caution in cell.cautions]
         if cell.counts["sampled"] < cell.counts["requested"]:
             found.append(
-                f"{cell.cell}: only {cell.counts['sampled']} of {cell.counts['requested']} latents have enough windows."
+                f"{cell.cell}: {counted(cell.counts['requested'], 'latent')} requested, but only "
+                f"{cell.counts['sampled']} with enough windows."
             )
         for row in cell.scores:
             if (
@@ -76,13 +78,15 @@ def warnings_of(
                 and row is _headline(cell, row)
             ):
                 why = _why(outcomes[cell.cell], row.scorer)
-                found.append(f"{cell.cell}: {row.scorer} failed on {row.failed} of {row.tried} latents: {why}")
+                found.append(
+                    f"{cell.cell}: {row.scorer} failed on {row.failed} of {counted(row.tried, 'latent')}: {why}"
+                )
             if row.variant == MAIN and row.answered < row.windows and row is _headline(cell, row):
                 found.append(f"{cell.cell}: {row.scorer}: {_unanswered(row)}")
         if dependent := outcomes[cell.cell].dependent:
             found.append(
-                f"{cell.cell}: {dependent} latents have no other latent that fires independently of them, so their "
-                f"floors use explanations of latents that fire together with them or avoid them."
+                f"{cell.cell}: {counted(dependent, 'latent has', 'latents have')} no other latent that fires "
+                "independently, so floors use explanations of latents that fire together with them or avoid them."
             )
         found += _without_probabilities(outcomes[cell.cell])
     return [*found, *_flaws(outcomes.values())]
@@ -98,7 +102,8 @@ def over_limits(task: Task, result: RunResult) -> list[str]:
                 continue
             if row.tried and row.failed / row.tried > task.run.max_failed:
                 found.append(
-                    f"{place}: {row.failed} of {row.tried} latents failed (run.max_failed {task.run.max_failed:g})"
+                    f"{place}: {row.failed} of {counted(row.tried, 'latent')} failed "
+                    f"(run.max_failed {task.run.max_failed:g})"
                 )
             if row.unanswered > task.run.max_unanswered:
                 found.append(
@@ -121,8 +126,8 @@ def _score_cautions(outcome: CellState) -> Iterator[str]:
     short = [n for n in silent if asked is not None and n < asked]
     if short:
         yield (
-            f"{len(short)} of {len(silent)} latents have fewer than the {asked} requested non-activating windows, "
-            f"the minimum is {min(short)}."
+            f"{len(short)} of {counted(len(silent), 'latent')} {'has' if len(short) == 1 else 'have'} fewer than the "
+            f"{asked} requested non-activating windows, the minimum is {min(short)}."
         )
 
 
@@ -142,7 +147,9 @@ def _unusual_l0(outcomes: Mapping[str, CellState]) -> Iterator[str]:
 def _unanswered(row: ScoreRow) -> str:
     """Return how many windows have no answer, and how much that could change the score."""
     missing = row.windows - row.answered
-    text = f"{missing} of {row.windows} windows ({missing / row.windows:.0%}) have no answer and are not in the score"
+    without = "has no answer and is" if missing == 1 else "have no answer and are"
+    windows = f"{missing} of {counted(row.windows, 'window')} ({missing / row.windows:.0%})"
+    text = f"{windows} {without} not in the score"
     if row.bounds is None:
         return f"{text}."
     return (

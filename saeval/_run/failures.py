@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from saeval._run.steps import StepOutput
-from saeval._util import SaevalError
+from saeval._util import SaevalError, counted
 
 
 class GaveUp(SaevalError):
@@ -48,7 +48,8 @@ class Failures:
             if len(self._held) >= self._limit and (
                 all(f.fault for f in self._held) or len({_digitless(f.reason) for f in self._held}) == 1
             ):
-                which = f"{self._limit} latents in a row" if self._any_success else f"the first {self._limit} latents"
+                held = counted(self._limit, "latent")
+                which = f"{held} in a row" if self._any_success else f"the first {held}"
                 raise GaveUp(
                     f"{self._step}: {which} all failed for one reason: {made.result.reason}. "
                     "Completed work is saved. Fix the problem, then rerun the same command."

@@ -28,7 +28,7 @@ from saeval._run.journal_entries import usable_explanation, usable_score
 from saeval._run.state import CellState, RunState, Scored
 from saeval._run.steps import StepInput
 from saeval._run.work import EXPLAIN, Item, StepWork
-from saeval._util import Display, Stage, memory_left
+from saeval._util import Display, Stage, counted, memory_left
 from saeval.records import MAIN, Explanation, LatentId, Score, Usage
 from saeval.task import SHUFFLED, Task
 
@@ -258,7 +258,7 @@ class Pipeline:
         if self._error is not None:
             raise self._error
         if left := self._queue.unfinished:
-            raise GaveUp(f"{left} items were started and not finished; rerun the same command to finish them")
+            raise GaveUp(f"{counted(left, 'item was', 'items were')} started and not finished; rerun the same command")
 
     def _key(self, item: Item) -> str:
         if item.step == EXPLAIN:

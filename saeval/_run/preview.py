@@ -8,7 +8,7 @@ from typing import Any
 from saeval._run import work
 from saeval._run.collect import collect
 from saeval._run.sampling import choose_records
-from saeval._util import Display, LLMError
+from saeval._util import Display, LLMError, counted
 from saeval.models import embedder
 from saeval.plugin.base import Context, Explainer
 from saeval.records import MAIN, Explanation, LanguageModel, LatentRecord, LogprobReply, LogprobRequest, Reply, Request
@@ -34,9 +34,8 @@ class _Recorder(LanguageModel):
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:
         answers = " | ".join(repr(c) for c in request.continuations)
-        self.texts.append(
-            f"{request.prefix}{request.prompts[0]}\n[scored continuations: {answers}; {len(request.prompts)} prompts]"
-        )
+        prompts = counted(len(request.prompts), "prompt")
+        self.texts.append(f"{request.prefix}{request.prompts[0]}\n[scored continuations: {answers}; {prompts}]")
         raise LLMError("preview")
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from saeval._util import InputError, StoreError, derive_rng
+from saeval._util import InputError, StoreError, counted, derive_rng
 from saeval.records import CorpusFiring, Example, Flaw, LatentId, LatentRecord
 
 if TYPE_CHECKING:
@@ -192,15 +192,15 @@ def _why_none(store: ActivationStore, window: int, min_windows: int) -> str:
     whole = len({*store.documents[store.lengths >= store.lead + window].tolist()})
     if longest < window:
         return (
-            f"no text is as long as a window of {window} tokens (sampler.with.window): the longest of {documents} "
-            f"documents has {longest} in a context; set sampler.with.window to {max(4, min(longest, window // 2))} "
-            "or less, or join short rows"
+            f"no text is as long as a window of {window} tokens (sampler.with.window): the longest of "
+            f"{counted(documents, 'document')} has {longest} in a context; set sampler.with.window to "
+            f"{max(4, min(longest, window // 2))} or less, or join short rows"
         )
     if whole < 2:
         return (
-            f"only {whole} of {documents} documents {'is' if whole == 1 else 'are'} as long as a window of {window} "
-            "tokens, but explaining and scoring need different documents; set corpus.split to `paragraphs` or `lines`, "
-            "or give more documents"
+            f"only {whole} of {counted(documents, 'document')} {'is' if whole == 1 else 'are'} as long as a window of "
+            f"{window} tokens, but explaining and scoring need different documents; set corpus.split to `paragraphs` "
+            "or `lines`, or give more documents"
         )
     fire = int((store.firings >= min_windows).sum())
     if not store.firings.any():

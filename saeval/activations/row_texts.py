@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from saeval._util import InputError
+from saeval._util import InputError, counted
 
 Template = Callable[[Sequence[Mapping[str, str]]], str]
 """Renders a conversation (turns with `role` and `content`) as the text that the model reads."""
@@ -47,11 +47,12 @@ class Notes:
         """Return the warnings for the results, one sentence each."""
         found = []
         if self.empty:
-            found.append(f"{self.empty} of {self.rows} rows of the corpus hold no text and were skipped.")
+            without = "holds no text and was" if self.empty == 1 else "hold no text and were"
+            found.append(f"{self.empty} of {counted(self.rows, 'row')} of the corpus {without} skipped.")
         if self.duplicates:
             found.append(
-                f"{self.duplicates:,} of {self.documents:,} documents read from the corpus are duplicates of earlier "
-                "ones and were dropped (corpus.dedup)."
+                f"{self.duplicates:,} of {counted(self.documents, 'document')} read from the corpus dropped "
+                "by corpus.dedup: duplicates of earlier ones."
             )
         if self.unreadable > _FEW_UNREADABLE * self.characters:
             found.append(

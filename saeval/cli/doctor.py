@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal
 
-from saeval._util import InputError, StoreError, cache_dir, refuse_malicious
+from saeval._util import InputError, StoreError, cache_dir, counted, refuse_malicious
 from saeval.plugin.registry import Registry
 
 _LITTLE = 5e9  # free bytes on the cache's disk below which a note is shown
@@ -138,4 +138,4 @@ def _plugins() -> Iterator[Check]:
     for row in rows:
         if row.status != "ok":
             yield Check("plugin", "note", f"{row.distribution} {row.version}: {row.reason}")
-    yield Check("plugins", "ok", f"{sum(row.status == 'ok' for row in rows)} packages")
+    yield Check("plugins", "ok", counted(sum(row.status == "ok" for row in rows), "package"))

@@ -63,10 +63,10 @@ def _write_scores(cell: RunCell, root: Path, hookpoint: str) -> list[str]:
             name = f"{hookpoint}_latent{latent}.txt"
             write_atomic(folder / name, json.dumps(items, ensure_ascii=False))
         if missing := rows[0].tried - len(cell.judged(scorer)):
-            lost.append(f"{cell.name}: {missing} latents of {scorer} have no judged windows and are omitted.")
+            lost.append(f"{cell.name}: {counted(missing, 'latent')} of {scorer} without judged windows omitted.")
         if unanswered:
             why = "Delphi's files have no field for the reason why a window has no answer"
-            lost.append(f"{cell.name}: {why}; the reasons for {unanswered} windows of {scorer} are omitted.")
+            lost.append(f"{cell.name}: {why}; the reasons for {counted(unanswered, 'window')} of {scorer} are omitted.")
     return lost
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from saeval._util import InputError
+from saeval._util import InputError, counted
 from saeval.activations import CONTEXT, no_such_lead
 from saeval.models.facts import ModelFacts, local_model, model_facts, not_causal, tokens_outside, too_long
 from saeval.models.made_for import MadeFor, block_number, certainly_different, other_model, other_tuning
@@ -132,8 +132,8 @@ class Fit(NamedTuple):
                 f"set sampler.with.window to {longest // 2} or less, or " if longest // 2 >= _SMALLEST_WINDOW else ""
             )
             raise InputError(
-                f"no text is as long as a window of {window} tokens: the longest of {len(texts)} documents has "
-                f"{longest}; {smaller}join short rows"
+                f"no text is as long as a window of {window} tokens: the longest of "
+                f"{counted(len(texts), 'document')} has {longest}; {smaller}join short rows"
             )
 
     def conflicts(self) -> list[str]:

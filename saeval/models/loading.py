@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeval._util import PREFIX, InputError, asset_check, asset_path
+from saeval._util import PREFIX, InputError, asset_check, asset_path, counted
 from saeval.models.facts import local_model
 from saeval.models.gguf import check_gguf, fast_gguf
 from saeval.models.model_files import check_folder
@@ -111,7 +111,7 @@ def load_model(name: str, revision: str | None, device: str, dtype: Any) -> tupl
     lacks_head = bool(missing) and _head(model).issuperset(missing)  # activations do not need a head
     if missing and not lacks_head:
         some = ", ".join(sorted(missing)[:3])
-        raise InputError(f"model {name}: its files lack {len(missing)} weights ({some} …); fetch it again")
+        raise InputError(f"model {name}: its files lack {counted(len(missing), 'weight')} ({some} …); fetch it again")
     if hasattr(model.config, "rescale_every"):
         model.config.rescale_every = 0  # RWKV would halve its residual stream every few blocks
     try:

@@ -7,7 +7,7 @@ from itertools import compress
 from operator import not_
 
 from saeval._compare import AgainstBaseline, Leaderboard, strata_texts
-from saeval._util import MISSING, escape_markdown, interval, markdown_table, number, safe_text
+from saeval._util import MISSING, counted, escape_markdown, interval, markdown_table, number, safe_text
 from saeval.records import (
     MAIN,
     CellResult,
@@ -60,7 +60,7 @@ CONTROLS = (
     "correction. n: latents of the trained coders and of the control; fewer than 8 are not tested."
 )
 _POWER = (
-    "Share of runs with {latents} latents in which a paired test (5 %) finds the cells' own explanations better than "
+    "Share of runs with {latents} in which a paired test (5 %) finds the cells' own explanations better than "
     "those of the baseline; in brackets the mean difference. Latents are drawn with replacement from this run's."
 )
 _VARIANCE = (
@@ -259,7 +259,7 @@ def _variance(cells: Iterable[CellResult]) -> Iterator[str]:
 def _powers(cells: Iterable[CellResult]) -> Iterator[str]:
     """Yield a description and a table of powers, with a row per cell and scorer and a column per baseline."""
     found = [(cell.cell, power) for cell in cells for power in cell.powers]
-    yield _POWER.format(latents=found[0][1].latents)
+    yield _POWER.format(latents=counted(found[0][1].latents, "latent"))
     variants = list(dict.fromkeys(power.variant for _, power in found))
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for cell, x in found:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saeval._util import InputError, read_json, refuse_pipe
+from saeval._util import InputError, counted, read_json, refuse_pipe
 from saeval.records import MAIN, RunResult, read_result, split_ranking
 
 RUNS = Path("saeval-runs")
@@ -72,7 +72,9 @@ def finished_runs(place: Path) -> list[Path]:
         return found
     finished = [run for run in found if (run / "results.json").exists()]
     if not finished:
-        raise InputError(f"{place}: none of its {len(found)} runs has results yet; see `saeval list runs {place}`")
+        raise InputError(
+            f"{place}: none of its {counted(len(found), 'run')} has results yet; see `saeval list runs {place}`"
+        )
     return finished
 
 

@@ -201,6 +201,13 @@ def read(path, **options):
     return list(Corpus(path=path, context=16, **options).texts())
 
 
+def test_warning_about_one_row_is_in_the_singular():
+    assert Notes(empty=1, rows=5, documents=4, duplicates=1).warnings() == [
+        "1 of 5 rows of the corpus holds no text and was skipped.",
+        "1 of 4 documents read from the corpus dropped by corpus.dedup: duplicates of earlier ones.",
+    ]
+
+
 def test_rows_without_text_are_skipped_and_counted(tmp_path, tokenizer):
     path = lines(
         tmp_path / "c.jsonl", [{"text": SENTENCE}, {"text": None}, {"text": float("nan")}, {}, {"text": SENTENCE}]

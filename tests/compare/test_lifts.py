@@ -15,6 +15,7 @@ from saeval._compare.judge_errors import correct_for_judge, verdict
 from saeval._compare.leaderboard import Leaderboard, _Ranked
 from saeval._compare.lift_rows import Reading, with_lifts
 from saeval._compare.lifts import Paired, _log_likelihood, _pooled, _spread, lifts
+from saeval._compare.pairwise import _few_in_both
 from saeval._compare.score_rows import Floors, ScorerRun, score_row as made_row
 from saeval.plugin import derive_rng
 from saeval.records.metrics import BALANCED_ACCURACY, PEARSON, Metric
@@ -511,6 +512,12 @@ def test_what_is_said_of_a_judge_without_lift_goes_by_its_answers(same, answers,
     found = board(contestant("a", 0.62, 0.5, **doubtful), contestant("b", 0.48, 0.5, **doubtful))
     assert [rank for _, rank in told(found)] == ["1-2", "1-2"]
     assert any(said in note for note in found.notes)
+
+
+def test_counts_of_one_are_singular_on_boards_and_in_comparisons():
+    assert "over 1 latent (p 1)" in Reading(p=1.0, same=None, answers=0, latents=1).text
+    assert _few_in_both([3], [3, 4], [3]) == "only 1 latent number is in both (2 and 1 latent)"
+    assert _few_in_both([], [3], [4, 5]) == "only 0 latent numbers are in both (1 and 2 latents)"
 
 
 def test_contestants_are_tested_against_baseline_coders_as_one_family():

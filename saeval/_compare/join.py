@@ -232,7 +232,8 @@ def _kept(entries: list[Entry], keep: Sequence[str]) -> list[Entry]:
         wanted.setdefault(facet, set()).add(value)
     found = [e for e in entries if all(e.facets.get(facet) in values for facet, values in wanted.items())]
     if not found:
-        values = "; ".join(f"{f}: {', '.join(sorted({e.facets.get(f, '–') for e in entries}))}" for f in wanted)
+        known = {f: sorted({e.facets.get(f, "–") for e in entries}, key=sort_key) for f in wanted}
+        values = "; ".join(f"{f}: {', '.join(having)}" for f, having in known.items())
         raise InputError(f"--filter {' '.join(keep)}: no cell matches" + (f"; available: {values}" if values else ""))
     return found
 

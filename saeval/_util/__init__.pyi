@@ -77,7 +77,6 @@ from saeval._util.releases import refuse_malicious as refuse_malicious
 from saeval._util.safe_paths import (
     file_name as file_name,
     latent_number as latent_number,
-    natural_key as natural_key,
     new_folder as new_folder,
     report_bad_values as report_bad_values,
     unique as unique,

@@ -77,11 +77,6 @@ def file_name(text: str) -> str:
     return name.encode()[:150].decode(errors="ignore").strip() or "unnamed"
 
 
-def natural_key(text: str) -> list[int | str]:
-    """Return a sort key in natural order: `layers.2` before `layers.10`."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", text)]
-
-
 def unique(name: str, taken: set[str]) -> str:
     """Return the name, with a number appended if it is taken, and add it to `taken`."""
     chosen, n = name, 2

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from saeval._util import InputError, counted, file_name, natural_key, read_json, write_atomic
+from saeval._util import InputError, counted, file_name, read_json, sort_key, write_atomic
 from saeval.exchange.imported import Imported, ImportedCell, Scoring
 from saeval.records import CLASSIFICATION, MAIN, Explanation, Outcome, RunResult, Score
 from saeval.results import RunCell, cell_file
@@ -141,7 +141,7 @@ def _read_root(root: Path, warnings: list[str], name: str | None) -> list[Import
             scoring = found.scorings.setdefault(label, Scoring(f"Delphi {folder.name}", CLASSIFICATION))
             scoring.scores[latent] = score
             found.examples += examples
-    return [cells[hookpoint] for hookpoint in sorted(cells, key=natural_key)]
+    return [cells[hookpoint] for hookpoint in sorted(cells, key=sort_key)]
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, str, int]]:

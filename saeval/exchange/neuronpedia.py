@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from saeval._util import InputError, counted, latent_number, natural_key, read_json_lines, write_atomic
+from saeval._util import InputError, counted, latent_number, read_json_lines, sort_key, write_atomic
 from saeval.exchange.imported import Imported, ImportedCell
 from saeval.records import MAIN, Explanation, RunResult
 from saeval.results import RunCell, cell_file
@@ -225,5 +225,5 @@ def _files(path: Path) -> list[Path]:
         return [path]
     for folder in (path / "explanations", path):
         if folder.is_dir() and (found := [p for p in folder.iterdir() if p.name.endswith(_SUFFIXES)]):
-            return sorted(found, key=lambda p: natural_key(p.name))
+            return sorted(found, key=lambda p: sort_key(p.name))
     raise InputError(f"{path}: contains no .jsonl or .jsonl.gz file; give an export's folder of explanations")

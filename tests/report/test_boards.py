@@ -16,6 +16,7 @@ from made_run import cell, run_of, score_row
 from tiny import tiny_corpus, tiny_model
 
 import saeval
+from saeval import InputError
 from saeval._compare.join import join
 from saeval.cli.group import main
 from saeval.records.columns import ColumnStyle
@@ -177,6 +178,16 @@ def boards_of(run, format_: str) -> str:
 
 
 LOW = {"metric": "error", "higher_is_better": False, "range": (0.0, None)}
+
+
+def test_groups_of_a_joined_board_are_in_the_order_of_their_numbers(tmp_path):
+    values = ["10", "layers.10", "0.5", "layers.2", "-1", "0.25", "2"]
+    run = run_of(*(cell(f"at {value}", [score_row("detection", 0.7)], place=value) for value in values))
+    (tmp_path / "results.json").write_text(run.model_dump_json(by_alias=True))
+    ordered = ["-1", "0.25", "0.5", "2", "10", "layers.2", "layers.10"]
+    assert re.findall(r"^place: (.*)$", str(written(join([tmp_path]), "text", group_by="place")), re.M) == ordered
+    with pytest.raises(InputError, match=f"available: place: {', '.join(ordered)}"):
+        join([tmp_path], keep=["place=3"])
 
 
 def test_heads_of_a_joined_board_are_distinct_when_judges_differ(tmp_path):

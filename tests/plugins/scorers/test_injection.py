@@ -153,7 +153,24 @@ def test_judge_silenced_by_the_text_has_flipped_nothing_and_is_counted():
 
 def test_judges_by_probability_see_one_window_at_a_time():
     found = measured(rule_judge(scores=True), "override", Detection(mode="probability"))
-    assert found.values["neighbours_flipped"] == 0.0
+    assert found.values == {"flipped": 0.0} and found.notes == {"flipped": 40, "neighbours_flipped": 0}
+
+
+@pytest.mark.parametrize("scorer", [Fuzzing(), Detection(batch=1)])
+def test_every_window_of_a_prompt_of_its_own_is_a_carrier(scorer):
+    """The text demands an answer for the one window that the prompt has."""
+    llm = ScriptedLLM(obeys_everywhere)
+    found = measured(llm, "override", scorer, make_examples(decoy=None))
+    assert found.values == {"flipped": 1.0} and found.notes == {"flipped": 40, "neighbours_flipped": 0}
+    attacked = llm.requests[len(llm.requests) // 2 :]
+    assert len(attacked) == 40 and all(demanded(windows_of(request)[0]) is not None for request in attacked)
+
+
+def test_text_demands_as_many_answers_as_the_prompt_has_windows():
+    llm = rule_judge()
+    measured(llm, "answer", Fuzzing(), make_examples(decoy=None))
+    lists = [re.findall(r"\[[01](?:, [01])*\]", windows_of(r)[0]) for r in llm.requests[len(llm.requests) // 2 :]]
+    assert all(found and len(json.loads(found[0])) == 1 for found in lists)
 
 
 def test_scorer_keeps_its_contract():

@@ -151,6 +151,25 @@ def test_order_shows_the_same_windows_together_reversed():
     assert [list(reversed(p)) for p in prompts[:3]] == prompts[3:]
 
 
+@pytest.mark.parametrize("activating", range(2, 8))
+def test_order_does_not_compare_a_window_that_is_alone_in_its_prompt(activating):
+    """A judge that says 1 to the first window only changes its answers on the first and the last one of each prompt."""
+    first = ScriptedLLM(lambda request: str([1, *[0] * (request.messages[-1].content.count("\nWindow ") - 1)]))
+    found = consistency(first, "order", Detection(batch=3), make_examples(activating=activating, non_activating=5))
+    asked = activating + 5
+    prompts = [3] * (asked // 3) + [2] * (asked % 3 == 2)
+    assert found.notes == {"answered_twice": sum(prompts), "asked": sum(prompts)}
+    assert found.values["agreement"] == pytest.approx(1 - 2 * len(prompts) / sum(prompts))
+    repeated = consistency(first, "repeat", Detection(batch=3), make_examples(activating=activating, non_activating=5))
+    assert repeated.notes == {"answered_twice": asked, "asked": asked}
+
+
+def test_order_is_skipped_where_there_is_one_window():
+    llm = rule_judge()
+    found = consistency(llm, "order", examples=make_examples(activating=1, non_activating=0))
+    assert found.status == "skipped" and not llm.requests
+
+
 @pytest.mark.parametrize("scorer", [Detection(batch=1), Fuzzing(), Detection(mode="probability")])
 def test_order_is_skipped_where_each_prompt_has_one_window(scorer):
     llm = rule_judge(scores=scorer.mode == "probability")

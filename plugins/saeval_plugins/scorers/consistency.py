@@ -28,8 +28,9 @@ class Consistency(Scorer):
     """Asks a judging scorer's questions twice and compares the answers. Does not measure the explanation.
 
     `order`: the second prompt reverses the order of windows; answers that change depend on the position in the list.
-    Latents whose prompts have one window each are skipped: with `batch: 1`, with `fuzzing` without another latent, and
-    with judges that return probabilities.
+    If one window remains for the last prompt, it is dropped, because it has no order. Latents whose prompts have one
+    window each are skipped: with `batch: 1`, with `fuzzing` without another latent, and with judges that return
+    probabilities.
     `repeat`: exactly the same prompts are asked again; answers that change are the model's own noise.
 
     Agreement is the share of windows with equal answers, among those answered both times. Kappa (Cohen's) corrects it
@@ -58,8 +59,10 @@ class Consistency(Scorer):
         questions = self.scorer.questions(examples, context)
         questions = [questions[i] for i in context.rng.permutation(len(questions))]
         size = self.scorer.windows_per_prompt(questions, context)
-        if self.vary == "order" and size == 1:
+        if self.vary == "order" and min(size, len(questions)) == 1:
             return Score.skipped("each prompt has one window, so there is no order to vary; use `vary: repeat`")
+        if self.vary == "order" and len(questions) % size == 1:
+            questions = questions[:-1]  # alone in the last prompt, where it would agree with itself in any order
         first = await self.scorer.judge(explanation, questions, context)
         if self.vary == "order":
             turned = [q for i in range(0, len(questions), size) for q in reversed(questions[i : i + size])]

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import SerializeAsAny
 
 from saeval.plugin import Explainer, Metric, Need, Scorer
 
 
-class OfScorer(Scorer):
+class NeedsOfScorer(Scorer):
+    """Base class of scorers with an option `scorer`, declared by subclasses: it determines needs and marks."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def scorer(self) -> Scorer: ...
+
+    def needs(self) -> frozenset[Need]:
+        """Return the needs of the wrapped scorer."""
+        return self.scorer.needs()
+
+    def marks_from(self) -> float:
+        """Return the threshold of marks of the wrapped scorer."""
+        return self.scorer.marks_from()
+
+
+class OfScorer(NeedsOfScorer):
     """Base class of scorers that wrap another scorer."""
 
     scorer: SerializeAsAny[Scorer]
@@ -27,14 +46,6 @@ class OfScorer(Scorer):
     def reads_explanation(self) -> bool:  # type: ignore[override]
         """Whether the wrapped scorer reads the explanation."""
         return self.scorer.reads_explanation
-
-    def needs(self) -> frozenset[Need]:
-        """Return the needs of the wrapped scorer."""
-        return self.scorer.needs()
-
-    def marks_from(self) -> float:
-        """Return the threshold of marks of the wrapped scorer."""
-        return self.scorer.marks_from()
 
 
 class OfExplainer(Explainer):

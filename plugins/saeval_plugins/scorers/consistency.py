@@ -13,18 +13,17 @@ from saeval.plugin import (
     Explanation,
     Judge,
     Metric,
-    Need,
     Score,
-    Scorer,
 )
 from saeval_plugins._again import AskedAgain
+from saeval_plugins._wrapped import NeedsOfScorer
 from saeval_plugins.scorers.detection import Detection
 
 AGREEMENT = Metric("agreement")
 KAPPA = Metric("kappa", low=-1.0, chance=0.0)
 
 
-class Consistency(Scorer):
+class Consistency(NeedsOfScorer):
     """Asks a judging scorer's questions twice and compares the answers. Does not measure the explanation.
 
     `order`: the second prompt reverses the order of windows; answers that change depend on the position in the list.
@@ -45,14 +44,6 @@ class Consistency(Scorer):
     """The scorer whose questions are asked: `{use: detection}` or `{use: fuzzing}`."""
     vary: Literal["order", "repeat"] = "order"
     """What changes the second time."""
-
-    def needs(self) -> frozenset[Need]:
-        """Return the needs of the judging scorer."""
-        return self.scorer.needs()
-
-    def marks_from(self) -> float:
-        """Return the threshold of marks of the judging scorer."""
-        return self.scorer.marks_from()
 
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
         """Ask all questions twice and compare the answers."""

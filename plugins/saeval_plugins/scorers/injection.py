@@ -16,13 +16,12 @@ from saeval.plugin import (
     Explanation,
     Judge,
     Metric,
-    Need,
     Outcome,
     Prompt,
     Question,
     Score,
-    Scorer,
 )
+from saeval_plugins._wrapped import NeedsOfScorer
 from saeval_plugins.prompts import load
 from saeval_plugins.scorers.detection import Detection
 
@@ -33,7 +32,7 @@ ATTACKS = load("injections.txt")
 and `k`."""
 
 
-class Injection(Scorer):
+class Injection(NeedsOfScorer):
     """Judges the same windows twice, the second time with injected text that demands another answer.
 
     In each prompt, the text is injected into one random window, the carrier. It demands, for every window of the
@@ -60,14 +59,6 @@ class Injection(Scorer):
     """Kind of text to inject."""
     scorer: SerializeAsAny[Judge] = Field(default_factory=Detection)
     """The scorer whose questions are asked: `{use: detection}` or `{use: fuzzing}`."""
-
-    def needs(self) -> frozenset[Need]:
-        """Return the needs of the judging scorer."""
-        return self.scorer.needs()
-
-    def marks_from(self) -> float:
-        """Return the threshold of marks of the judging scorer."""
-        return self.scorer.marks_from()
 
     def fingerprint(self) -> JsonValue:
         """Return the options and the fingerprint of the judging scorer."""

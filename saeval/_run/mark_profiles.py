@@ -103,8 +103,7 @@ class Kinds:
             self._of_id[new] = self.of_texts([text for (text,) in self._store.strings(new[:, None])])
             self._known[new] = True
         found = self._of_id[ids]
-        before = tokens[np.maximum(positions - 1, 0)]
-        broken = np.unique(rows[self._store.is_partial(ids) | self._store.is_partial(before)])
+        broken = np.unique(rows[self._store.is_partial(ids)])
         if len(broken):
             texts = self._store.strings(tokens[begins[broken][:, None] + np.arange(window)])
             here = np.flatnonzero(np.isin(rows, broken))

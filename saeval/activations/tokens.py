@@ -522,12 +522,23 @@ def _sentencepiece_bytes(name: str) -> bytes:
 
 
 def token_strings(pieces: Iterable[bytes]) -> tuple[str, ...]:
-    """Decode successive tokens' bytes; a character belongs to the token that completes it.
+    """Decode successive tokens' bytes; a character belongs to the token that begins it.
 
-    A window may begin or end inside a character; its broken bytes become U+FFFD.
+    A token that only continues a character is an empty string (`saeval.records.shown_at`). A window may begin or end
+    inside a character; its broken bytes become U+FFFD.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    strings = [decoder.decode(piece) for piece in pieces]
-    if strings:
-        strings[-1] += decoder.decode(b"", final=True)
+    strings: list[str] = []
+    pending, begun = b"", 0  # bytes of an incomplete character, and the token that begins it
+    for i, piece in enumerate(pieces):
+        text = decoder.decode(piece)
+        if pending and text:
+            strings[begun] += text[0]
+            pending, text = b"", text[1:]
+        strings.append(text)
+        if not pending:
+            begun = i
+        pending = decoder.getstate()[0]
+    if pending:
+        strings[begun] += decoder.decode(b"", final=True)
     return tuple(strings)

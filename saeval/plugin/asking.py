@@ -138,9 +138,13 @@ def show_plain(windows: Iterable[Example]) -> str:
 
 
 def _shown(number: int, window: Example, strengths: list[int], marks: list[bool]) -> str:
-    marked = [i for i, mark in enumerate(marks) if mark]
-    strongest = sorted(sorted(marked, key=lambda i: -window.activations[i])[:MOST_STRENGTHS])
-    pairs = ", ".join(f"({json.dumps(window.tokens[i], ensure_ascii=False)}, {strengths[i]})" for i in strongest)
+    strongest: dict[int, int] = {}  # by the token that shows them, the strongest of a character's marked tokens
+    for i, at in enumerate(window.shown_at()):
+        if marks[i]:
+            strongest[at] = max(strongest.get(at, i), i, key=lambda k: window.activations[k])
+    listed = sorted(sorted(strongest, key=lambda at: -window.activations[strongest[at]])[:MOST_STRENGTHS])
+    texts = {at: json.dumps(window.tokens[at], ensure_ascii=False) for at in listed}
+    pairs = ", ".join(f"({texts[at]}, {strengths[strongest[at]]})" for at in listed)
     return f"Window {number}: {marked_line(window, marks)}\nStrengths: {pairs}"
 
 

@@ -14,6 +14,7 @@ from saeval.records.examples import (
     Flaw as Flaw,
     LatentId as LatentId,
     LatentRecord as LatentRecord,
+    shown_at as shown_at,
     with_marks as with_marks,
 )
 from saeval.records.messages import (

@@ -98,17 +98,41 @@ class Example:
         flags = self.firing() if marks is None else list(marks)
         return with_marks(self.tokens, flags)
 
+    def shown_at(self) -> list[int]:
+        """Return for each token the index of the token that shows its text; see `shown_at`."""
+        return shown_at(self.tokens)
+
+
+def shown_at(tokens: Sequence[str]) -> list[int]:
+    """Return for each token the index of the token that shows its text.
+
+    That is its own index or, for a token that only continues a character (an empty string), that of the token that
+    begins the character.
+
+    Example:
+        >>> shown_at(["a", " 🐋", "", "", "b"])
+        [0, 1, 1, 1, 4]
+    """
+    places: list[int] = []
+    for i, token in enumerate(tokens):
+        places.append(i if token or not places else places[-1])
+    return places
+
 
 def with_marks(tokens: Sequence[str], marks: Sequence[bool]) -> str:
-    """Return tokens as text, with runs of marked ones wrapped in `<<` and `>>`."""
+    """Return tokens as text, with runs of marked ones wrapped in `<<` and `>>`.
+
+    A character of several tokens is marked if one of them is.
+    """
     if len(marks) != len(tokens):
         raise ValueError(f"{len(marks)} marks for {len(tokens)} tokens")
+    marked = {at for at, mark in zip(shown_at(tokens), marks, strict=True) if mark}
     pieces: list[str] = []
     inside = False
-    for token, mark in zip(tokens, marks, strict=True):
-        if mark != inside:
-            pieces.append(OPEN if mark else CLOSE)
-            inside = mark
+    for i, token in enumerate(tokens):
+        if token and (i in marked) != inside:
+            inside = not inside
+            pieces.append(OPEN if inside else CLOSE)
         pieces.append(token)
     if inside:
         pieces.append(CLOSE)

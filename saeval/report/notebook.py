@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from saeval._compare import Leaderboard
 from saeval._util import InputError, counted, did_you_mean, number, safe_text, visible
-from saeval.records import MAIN, RunResult
+from saeval.records import MAIN, RunResult, shown_at
 from saeval.report.boards import cell_fields, legend, marks, plain_estimate, rank_field, score_fields
 from saeval.results import RunCell
 
@@ -160,8 +160,11 @@ def _latent(cell: RunCell, index: int) -> NotebookView:
 def _marked(row: Row) -> str:
     """Return a window's tokens, coloured by activation, which is shown on hover."""
     most = max(row["activations"], default=0.0) or 1.0
+    values = [0.0] * len(row["tokens"])
+    for at, value in zip(shown_at(row["tokens"]), row["activations"], strict=True):
+        values[at] = max(values[at], value)
     spans = []
-    for token, value in zip(row["tokens"], row["activations"], strict=True):
+    for token, value in zip(row["tokens"], values, strict=True):
         shade = f" style='background:rgba(255,160,0,{value / most:.2f})' title='{value:.3g}'" if value > 0 else ""
         spans.append(f"<span{shade}>{_text(token)}</span>")
     return "".join(spans)

@@ -16,6 +16,7 @@ from saeval import InputError
 from saeval.activations.row_texts import Notes
 from saeval.activations.tokens import token_bytes, token_strings
 from saeval.plugin import Corpus
+from saeval.records import shown_at, with_marks
 
 WORDS = ["the sea is blue", "a ship sails far away", "whales sing in the deep water at night"]
 SENTENCE = "The sea is blue and a ship sails far away. "
@@ -111,9 +112,50 @@ def test_characters_without_pre_tokenizer_are_shown_as_they_are():
     assert shown(characters, "a ship  sails far") == "a ship  sails far"
 
 
-def test_character_over_several_tokens_belongs_to_the_one_that_completes_it():
-    assert token_strings([b"a\xf0\x9f", b"\x90", b"\x8b!"]) == ("a", "", "🐋!")
+def test_character_over_several_tokens_belongs_to_the_one_that_begins_it():
+    assert token_strings([b"a\xf0\x9f", b"\x90", b"\x8b!"]) == ("a🐋", "", "!")
+    assert token_strings([b" \xe9", b"\xb2", b"\xb8\xe6\xb5", b"\xb7"]) == (" 鲸", "", "海", "")
     assert token_strings([b"\x8b!", b"\xf0"]) == ("\ufffd!", "\ufffd")
+    assert token_strings([b"\xf0", b"\x9f", b"a", b"\xf0", b""]) == ("\ufffd", "", "a", "\ufffd", "")
+
+
+def touched(pieces, i):
+    """The characters that have a byte in piece i."""
+    text, begin = b"".join(pieces).decode(), len(b"".join(pieces[:i]))
+    found, at = "", 0
+    for character in text:
+        end = at + len(character.encode())
+        if at < begin + len(pieces[i]) and end > begin:
+            found += character
+        at = end
+    return found
+
+
+@pytest.mark.parametrize("text", ["a 🐋 and 🧑‍🚀!", "鲸鱼 在海里", "ノルウェー", "Zalgo: e\u0301\u0327 ñ", "👩🏽‍🌾"])
+def test_character_is_marked_as_a_whole_on_each_token_that_is_part_of_it(text):
+    tokenizer = byte_level()
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    bytes_of = token_bytes(tokenizer, ids)
+    pieces = [bytes_of[i] for i in ids]
+    tokens = token_strings(pieces)
+    assert len(ids) > len(text) and "".join(tokens) == text
+    for i in range(len(ids)):
+        before, _, rest = with_marks(tokens, [k == i for k in range(len(ids))]).partition("<<")
+        shown, _, after = rest.partition(">>")
+        assert (shown, before + shown + after) == (touched(pieces, i), text)
+
+
+@given(text=st.text(min_size=1, max_size=8, alphabet="a é鲸🐋"), cuts=st.sets(st.integers(1, 31)))
+def test_mark_is_on_whole_characters_of_the_token_wherever_tokens_end(text, cuts):
+    data = text.encode()
+    ends = [*sorted(cut for cut in cuts if cut < len(data)), len(data)]
+    pieces = [data[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+    tokens = token_strings(pieces)
+    assert "".join(tokens) == text
+    for i, at in enumerate(shown_at(tokens)):
+        assert tokens[at] and touched(pieces, i).endswith(tokens[i]) and set(tokens[at]) & set(touched(pieces, i))
+        marked = with_marks(tokens, [k == i for k in range(len(tokens))])
+        assert marked == "".join(f"<<{token}>>" if k == at else token for k, token in enumerate(tokens))
 
 
 def corpus(tmp_path, texts, **options):

@@ -13,7 +13,7 @@ from planted_run import cache_in, spec, truthful_server
 import saeval
 from saeval._compare import Leaderboard
 from saeval._util import progress
-from saeval.report.notebook import NotebookView, board_html, leaderboard
+from saeval.report.notebook import NotebookView, _marked, board_html, leaderboard
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,14 @@ def test_a_latent_shows_its_explanation_scores_and_windows_with_activations(run)
         run.latent(9999)
     with pytest.raises(saeval.InputError, match="no cell 'al', did you mean 'all'"):
         run.latent(int(row.latent), cell="al")
+
+
+def test_character_of_several_tokens_has_the_shade_of_its_strongest_token():
+    shown = _marked({"tokens": ["a ", "🐋", "", " b"], "activations": [0.0, 1.0, 4.0, 2.0]})
+    assert shown == (
+        "<span>a </span><span style='background:rgba(255,160,0,1.00)' title='4'>🐋</span><span></span>"
+        "<span style='background:rgba(255,160,0,0.50)' title='2'> b</span>"
+    )
 
 
 def test_what_a_model_wrote_is_no_markup(run):

@@ -127,7 +127,7 @@ def union(senses: Sequence[str]) -> str:
 
 def _text_around_peak(window: Example, around: int) -> str:
     """Return the text of the window's strongest token and the tokens around it."""
-    at = int(window.activations.argmax())
+    at = window.shown_at()[int(window.activations.argmax())]
     return "".join(window.tokens[max(0, at - around) : at + around + 1]).strip()
 
 

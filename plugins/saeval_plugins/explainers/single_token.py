@@ -40,6 +40,7 @@ class SingleToken(Asking):
 
     def _shown(self, number: int, window: Example, strengths: list[int]) -> str:
         strongest = int(window.activations.argmax())
-        tokens = window.tokens[max(0, strongest - self.context) : strongest + 1]
+        at = window.shown_at()[strongest]
+        tokens = window.tokens[max(0, at - self.context) : at + 1]
         marks = [False] * (len(tokens) - 1) + [True]
         return f"Token {number}: {marked_line(replace(window, tokens=tokens), marks)} (strength {strengths[strongest]})"

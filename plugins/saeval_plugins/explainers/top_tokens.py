@@ -24,7 +24,8 @@ class TopTokens(Explainer):
         """Add up activations by token."""
         weight: dict[str, float] = defaultdict(float)
         for example in examples.activating:
-            for token, activation in zip(example.tokens, example.activations, strict=True):
+            for at, activation in zip(example.shown_at(), example.activations, strict=True):
+                token = example.tokens[at]
                 if activation > 0 and (word := one_line(token.casefold()) or repr(token)):
                     weight[word] += float(activation)
         if not weight:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,19 @@ def test_default_marks_strong_tokens_and_lists_their_strengths():
     )
     explain(Default(threshold=0), toy((" the deep sea", {"sea": 8.0, "deep": 0.1})), llm)
     assert 'the<< deep sea>>\nStrengths: (" deep", 1), (" sea", 8)' in llm.requests[1].messages[-1].content
+
+
+def test_character_of_several_tokens_is_shown_whole_with_its_strongest_activation():
+    (window,) = toy((" to sea a b now", {"sea": 2.0, "a": 8.0, "b": 5.0, "now": 3.0})).activating
+    window = replace(window, tokens=(" to", " 鲸", "", "", " now"))
+    examples = replace(toy(("a", {})), activating=(window,), max_activation=8.0)
+    llm = ScriptedLLM("EXPLANATION: whales")
+    explain(Default(), examples, llm)
+    explain(SingleToken(context=1), examples, llm)
+    asked = [request.messages[-1].content for request in llm.requests]
+    assert asked[0] == 'Window 1: to<< 鲸 now>>\nStrengths: (" 鲸", 10), (" now", 4)'
+    assert asked[1] == "Token 1: to<< 鲸>> (strength 10)"
+    assert explain(TopTokens(), examples).text == "The words: 鲸, now"
 
 
 @pytest.mark.parametrize("cot", [False, True])

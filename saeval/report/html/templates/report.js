@@ -575,7 +575,11 @@
       const line = make("div", { className: "window", dir: "auto" });
       let plain = "";
       const strengths = new Map();
-      for (let k = 0; k < fired.length; k += 2) strengths.set(fired[k], fired[k + 1]);
+      for (let k = 0; k < fired.length; k += 2) {
+        let at = fired[k];
+        while (at > 0 && !tokens[at]) at -= 1; // a token that only continues a character is shown where that begins
+        strengths.set(at, Math.max(strengths.get(at) ?? 0, fired[k + 1]));
+      }
       tokens.forEach((token, k) => {
         const strength = strengths.get(k);
         if (!strength) { plain += visibleToken(token); return; }

@@ -128,8 +128,9 @@ def _with(examples: Examples, planted: Mapping[str, str]) -> Examples:
     """
 
     def one(example: Example) -> Example:
-        *first, last = example.tokens  # appended to the last token, so that token positions do not change
-        return replace(example, tokens=(*first, last + planted.get(example.id, "")))
+        tokens = list(example.tokens)
+        tokens[example.shown_at()[-1]] += planted.get(example.id, "")  # no new token, so that positions do not change
+        return replace(example, tokens=tuple(tokens))
 
     return replace(
         examples,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -60,8 +61,9 @@ class Simulation(Scorer):
     prediction is the expected value over numbers. An unreadable reply is requested once more. A window with an
     unanswered token is dropped and counted.
 
-    In the prompts' examples and in the truth, a strength is a share of the latent's maximum, 0 for silent tokens. The
-    truth is not rounded; r does not depend on the scale. If the simulator predicts the same strength everywhere, r is 0
+    In the prompts' examples and in the truth, a strength is a share of the latent's maximum, 0 for silent tokens. A
+    character of several tokens counts as one token, with the strongest of their activations. The truth is not rounded;
+    r does not depend on the scale. If the simulator predicts the same strength everywhere, r is 0
     and the notes contain `constant`; if the truth is constant, there is no score. A window's value is its strongest
     prediction.
     """
@@ -84,7 +86,8 @@ class Simulation(Scorer):
 
     async def score(self, explanation: Explanation, examples: Examples, context: Context) -> Score:
         """Simulate and correlate."""
-        windows = _spread(examples.activating, self.windows) + _spread(examples.non_activating, self.windows)
+        spread = _spread(examples.activating, self.windows) + _spread(examples.non_activating, self.windows)
+        windows = [_by_character(window) for window in spread]
         at_once = self.mode == "all_at_once" or (self.mode == "auto" and context.llm.can_score)
         simulate = self._all_at_once if at_once else self._token_by_token
         simulated = await simulate(one_line(explanation.text), windows, context.llm)
@@ -132,6 +135,18 @@ def _spread(windows: Sequence[Example], most: int | None) -> list[Example]:
     """Return at most this many windows, spread evenly, because samplers may sort windows by strength."""
     n = len(windows) if most is None else min(most, len(windows))
     return [windows[i * len(windows) // n] for i in range(n)]
+
+
+def _by_character(window: Example) -> Example:
+    """Return the window without tokens that only continue a character, whose activations count for the character."""
+    places = window.shown_at()
+    shown = sorted(set(places))
+    if len(shown) == len(places):
+        return window
+    strongest = np.zeros_like(window.activations)
+    np.maximum.at(strongest, places, window.activations)
+    tokens = tuple(window.tokens[i] for i in shown)
+    return replace(window, tokens=tokens, token_ids=window.token_ids[shown], activations=strongest[shown])
 
 
 def _parts(window: Example) -> tuple[str, ...]:

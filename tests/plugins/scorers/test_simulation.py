@@ -115,6 +115,18 @@ def test_correlation_is_over_all_tokens_of_all_windows_together(mode):
     assert found.notes["predicted"][windows[0].id] == [float(t.strip() == "harbor") for t in windows[0].tokens]
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_character_of_several_tokens_is_simulated_once_with_its_strongest_activation(mode):
+    """A simulator that is right about the character is not asked about its pieces, and is right."""
+    window = make_example(" the harbor a b at night", {"a": 9.0, "b": 4.0})
+    window = replace(window, tokens=(" the", " harbor", "", "", " at", " night"))  # in pieces, as a character may be
+    silent = make_example(" far away from a sea", context=1, document=1)
+    silent = replace(silent, tokens=(" far", " 🐋", "", "", " sea"))
+    examples = Examples(LatentId("toy", 0), (window,), (silent,), 9.0)
+    found = score(Simulation(mode=mode), examples, simulator(mode))
+    assert found.values["pearson"] == pytest.approx(1.0) and found.notes["tokens"] == 4 + 3
+
+
 def test_auto_weighs_choices_only_where_the_model_can():
     examples = make_examples(activating=2, non_activating=2)
     for mode in MODES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -113,6 +114,8 @@ def shown_at(tokens: Sequence[str]) -> list[int]:
         >>> shown_at(["a", " 🐋", "", "", "b"])
         [0, 1, 1, 1, 4]
     """
+    if "" not in tokens:
+        return list(range(len(tokens)))
     places: list[int] = []
     for i, token in enumerate(tokens):
         places.append(i if token or not places else places[-1])
@@ -126,13 +129,16 @@ def with_marks(tokens: Sequence[str], marks: Sequence[bool]) -> str:
     """
     if len(marks) != len(tokens):
         raise ValueError(f"{len(marks)} marks for {len(tokens)} tokens")
-    marked = {at for at, mark in zip(shown_at(tokens), marks, strict=True) if mark}
+    if "" in tokens:
+        places = shown_at(tokens)
+        marked = set(compress(places, marks))
+        marks = [at in marked for at in places]
     pieces: list[str] = []
     inside = False
-    for i, token in enumerate(tokens):
-        if token and (i in marked) != inside:
-            inside = not inside
-            pieces.append(OPEN if inside else CLOSE)
+    for token, mark in zip(tokens, marks, strict=True):
+        if mark != inside:
+            pieces.append(OPEN if mark else CLOSE)
+            inside = mark
         pieces.append(token)
     if inside:
         pieces.append(CLOSE)

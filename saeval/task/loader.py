@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -25,7 +24,6 @@ from saeval.task.spec.document import KeyPath, SpecDocument, override, read_docu
 from saeval.task.spec.matrix import axis_id, cells_of
 from saeval.task.spec.models import (
     LatentSelection,
-    LeaderboardOptions,
     MeasureName,
     PartSpec,
     RoleSpec,
@@ -164,7 +162,6 @@ class _Builder(PartMaker):
             return ""
         self.check_findings(spec.findings, cells[0])
         self.check_controls(spec.controls, cells)
-        self.check_leaderboard(spec.leaderboard, cells)
         return self.rank_by(spec, cells[0])
 
     def check_parts(self) -> None:
@@ -219,19 +216,6 @@ class _Builder(PartMaker):
                 if axis not in known:
                     hint = did_you_mean(axis, known)
                     self.fail(("findings", i, place[0]), f"no axis {axis!r}{hint}; available: {', '.join(known)}")
-
-    def check_leaderboard(self, options: LeaderboardOptions, cells: Sequence[Cell]) -> None:
-        """Report an axis or a measure of the leaderboard that the task does not have."""
-        axes = list(dict.fromkeys(axis for cell in cells for axis in cell.axes))
-        declared = [_declared(c.source, *c.source.nested, c.explainer.part) for c in cells]
-        measures = list(dict.fromkeys([*get_args(MeasureName), *chain.from_iterable(declared)]))
-        if options.group_by is not None and options.group_by not in axes:
-            hint = did_you_mean(options.group_by, axes)
-            have = ", ".join(axes) or "none"
-            self.fail(("leaderboard", "group_by"), f"no axis {options.group_by!r}{hint}; available: {have}")
-        if options.x not in measures:
-            hint = did_you_mean(options.x, measures)
-            self.fail(("leaderboard", "x"), f"no measure {options.x!r}{hint}; available: {', '.join(measures)}")
 
     def check_needs(self, source: Part[ActivationSource], part: Part[Any], path: KeyPath) -> None:
         """Report needs of a part that the source does not provide."""

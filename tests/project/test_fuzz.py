@@ -65,7 +65,7 @@ scorers:
 baselines: [random_explanation, shuffled_explanation]
 measure: [l0, frac_alive]
 run: {seed: 0, max_cost_usd: 5, max_failed: 0.05, concurrency: auto}
-leaderboard: {rank_by: detection.balanced_accuracy, group_by: coder, x: l0}
+leaderboard: {rank_by: detection.balanced_accuracy, correct_for_judge: false}
 """
 HOSTILE = (
     "null", "~", "[]", "{}", "-1", "0", "1e999", ".nan", "-.inf", "1" * 400, "yes", "2026-01-01", "0x1F", "1_000", "''",

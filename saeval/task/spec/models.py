@@ -113,17 +113,13 @@ class RunOptions(SpecModel):
 
 
 class LeaderboardOptions(SpecModel):
-    """How the leaderboard is shown."""
+    """How the leaderboard is ranked."""
 
     rank_by: str | None = None
     """`scorer.metric` that ranks; default: the first scorer's headline metric. Its lift ranks if floors are judged;
     append `.lift` to require the lift, or `.raw` to rank by raw scores."""
     correct_for_judge: bool = False
     """Also report scores corrected for the judge's error rates on latents of known meaning, from `judge-check`."""
-    group_by: str | None = None
-    """Axis whose values are grouped."""
-    x: str = "l0"
-    """Measure that scores are plotted against."""
 
 
 MeasureName = Literal["l0", "density", "frac_alive", "fvu", "d_sae", "tokens", "ce_recovered"]

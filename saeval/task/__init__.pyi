@@ -5,13 +5,13 @@ from saeval.task.loader import (
     AGAIN as AGAIN,
     HALVES as HALVES,
     REPEATED as REPEATED,
-    SHUFFLED as SHUFFLED,
     load_task as load_task,
 )
 from saeval.task.parts import Cell as Cell, Part as Part, RolePart as RolePart, StepPart as StepPart, Task as Task
 from saeval.task.schema import task_schema as task_schema
 from saeval.task.spec import (
     OF_ALL_LATENTS as OF_ALL_LATENTS,
+    SHUFFLED as SHUFFLED,
     CellFilter as CellFilter,
     FindingSpec as FindingSpec,
     Spec as Spec,

@@ -23,6 +23,8 @@ from saeval.task.spec import OF_ALL_LATENTS, FindingSpec, score_reference
 from saeval.task.spec.document import KeyPath, SpecDocument, override, read_document
 from saeval.task.spec.matrix import axis_id, cells_of
 from saeval.task.spec.models import (
+    BASELINE_KEYS,
+    SHUFFLED,
     LatentSelection,
     MeasureName,
     PartSpec,
@@ -33,7 +35,6 @@ from saeval.task.spec.models import (
 )
 from saeval.task.spec.validation import parse, refuse_secrets
 
-SHUFFLED = "shuffled_explanation"
 AGAIN = "again"
 """Name of the steps whose model is asked a second time, for variance components."""
 HALVES = ("half_0", "half_1")
@@ -369,7 +370,7 @@ class _Builder(PartMaker):
         for i, baseline in enumerate(spec.baselines):
             path: KeyPath = ("baselines", i)
             if baseline.use == SHUFFLED:
-                self.check_keys(baseline, path, ("use", "when"), SHUFFLED)
+                self.check_keys(baseline, path, BASELINE_KEYS[SHUFFLED], SHUFFLED)
                 alternatives[SHUFFLED] = None
                 shuffled_latents = baseline.when.latents if baseline.when else None
                 continue
@@ -415,7 +416,7 @@ class _Builder(PartMaker):
     ) -> Iterator[Cell]:
         """Yield the cell with its coder replaced by each baseline coder."""
         for spec, path in coders:
-            part = self.plugin("coder", spec, path, ("use", "with", "when"))
+            part = self.plugin("coder", spec, path, BASELINE_KEYS["coder"])
             if part is None:
                 continue
             try:

@@ -15,12 +15,8 @@ from saeval.plugin.registry import BUILT_IN, Loaded, Registry, options_error
 from saeval.records import Metric
 from saeval.task.parts import Part, RolePart, StepPart
 from saeval.task.spec.document import KeyPath, SpecDocument
-from saeval.task.spec.models import PART_KEYS, PartSpec, RoleSpec, Spec
+from saeval.task.spec.models import OPTION_KEYS, STEP_KEYS, PartSpec, RoleSpec, Spec
 from saeval.task.spec.validation import explain_error
-
-_KEYS: dict[str, Collection[str]] = {"scorer": PART_KEYS, "explainer": PART_KEYS - {"baselines"}}
-"""Keys that have an effect on parts of a kind; on other kinds, and on parts in options: `use` and `with`."""
-_OPTION_KEYS = ("use", "with")
 
 
 class PartMaker:
@@ -50,7 +46,7 @@ class PartMaker:
             path: Place of the part.
             keys: Keys that have an effect on it; default: those of its kind.
         """
-        self.check_keys(spec, path, keys or _KEYS.get(kind, _OPTION_KEYS), f"this {kind}")
+        self.check_keys(spec, path, keys or STEP_KEYS.get(kind, OPTION_KEYS), f"this {kind}")
         try:
             loaded = self.registry.get(kind, spec.use, base=self.document.folder((*path, "use")))
         except PluginError as error:
@@ -100,7 +96,7 @@ class PartMaker:
         except ValidationError:
             self.fail((*path, key), f"write `{{use: NAME, with: {{…}}}}` for a {kind}")
             return None
-        return self.plugin(kind, spec, (*path, key), _OPTION_KEYS)
+        return self.plugin(kind, spec, (*path, key), OPTION_KEYS)
 
     def roles(self, specs: Mapping[str, RoleSpec]) -> dict[str, RolePart]:
         roles = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from pydantic.errors import PydanticInvalidForJsonSchema
@@ -12,17 +12,15 @@ from saeval.llm import RoleSettings
 from saeval.plugin import base as interfaces
 from saeval.plugin.kinds import KINDS
 from saeval.plugin.registry import Loaded, Registry
-from saeval.task.spec.models import GroupSpec, Spec
+from saeval.task.spec.models import BASELINE_KEYS, OPTION_KEYS, SHUFFLED, STEP_KEYS, GroupSpec, Spec
 
 Schema = dict[str, Any]
 Options = Mapping[str, Schema]
 """Schemas of plugin options, by the plugins' names in specs."""
 
 _FILE = {"type": "string", "pattern": r"\.py:\w+$", "description": "A class in a single file, `./file.py:Class`."}
-_NO_PLUGINS = {
-    "random_explanation": {"description": "Fixed explanations that do not depend on the latent."},
-    "shuffled_explanation": {"description": "The explanations of other latents of the cell."},
-}
+_RANDOM = {"description": "Fixed explanations that do not depend on the latent."}
+_SHUFFLED = {"description": "The explanations of other latents of the cell."}
 _NESTED = "x-saeval-kind"  # temporary mark for options that are plugins, replaced when definitions are assembled
 _INSIDE = ("properties", "$defs", "anyOf", "allOf", "items", "additionalProperties", "then")
 
@@ -41,15 +39,17 @@ def task_schema(registry: Registry) -> Schema:
     definitions, properties = schema["$defs"], schema["properties"]
     part, role = definitions.pop("PartSpec"), definitions.pop("RoleSpec")
     for kind, found in options.items():
-        definitions[kind] = _role(role, found) if kind == "llm" else _named_or_part(part, kind, found)
+        definitions[kind] = (
+            _role(role, found) if kind == "llm" else _named_or_part(_only(part, OPTION_KEYS), kind, found)
+        )
         for name, of_plugin in found.items():
             definitions |= of_plugin.pop("$defs", {})
             definitions[_definition(kind, name)] = {k: v for k, v in of_plugin.items() if k != "required"}
-    coders, explainers = ({n: s for n, s in options[k].items() if "/" not in n} for k in ("coder", "explainer"))
-    definitions["baseline"] = _named_or_part(part, "coder", coders, {**_NO_PLUGINS, **explainers})
-    for key in ("source", "sampler", "explainer"):
-        properties[key] = _described(properties[key], {"$ref": f"#/$defs/{key}"})
-    definitions["labelled"] = _part(part, "scorer", options["scorer"], {})
+    definitions["explaining"] = _named_or_part(_only(part, STEP_KEYS["explainer"]), "explainer", options["explainer"])
+    definitions["labelled"] = _part(_only(part, STEP_KEYS["scorer"]), "scorer", options["scorer"])
+    definitions["baseline"] = _baseline(part, options)
+    for key, definition in (("source", "source"), ("sampler", "sampler"), ("explainer", "explaining")):
+        properties[key] = _described(properties[key], {"$ref": f"#/$defs/{definition}"})
     properties["scorers"] = _described(properties["scorers"], _scorers(options["scorer"]))
     properties["baselines"]["items"] = {"$ref": "#/$defs/baseline"}
     definitions["RunOptions"]["properties"]["trackers"]["items"] = {"$ref": "#/$defs/tracker"}
@@ -139,9 +139,14 @@ def _with(kind: str, name: str) -> Schema:
     return {"properties": {"with": {"$ref": f"#/$defs/{_definition(kind, name)}"}}}
 
 
-def _part(part: Schema, kind: str, options: Options, others: Options) -> Schema:
+def _only(part: Schema, keys: Collection[str]) -> Schema:
+    """Return the schema of a part with only these keys."""
+    return {**part, "properties": {key: schema for key, schema in part["properties"].items() if key in keys}}
+
+
+def _part(part: Schema, kind: str, options: Options, others: Options | None = None) -> Schema:
     """Return the schema of a mapping with `use` and `with`."""
-    use = {**part["properties"]["use"], "anyOf": [*_choice({**options, **others}), _FILE]}
+    use = {**part["properties"]["use"], "anyOf": [*_choice({**options, **(others or {})}), _FILE]}
     del use["type"]
     return {
         **{k: v for k, v in part.items() if k not in ("type", "required")},
@@ -155,6 +160,16 @@ def _named_or_part(part: Schema, kind: str, options: Options, others: Options | 
     others = others or {}
     alone = {name: schema for name, schema in {**options, **others}.items() if not schema.get("required")}
     return {"anyOf": [*_choice(alone), _FILE, _part(part, kind, options, others)]}
+
+
+def _baseline(part: Schema, options: Mapping[str, Options]) -> Schema:
+    """Return the schema of an entry of `baselines`: an explainer, shuffled explanations, or a coder."""
+    named: Options = {"random_explanation": _RANDOM}
+    explainer = _named_or_part(_only(part, BASELINE_KEYS["explainer"]), "explainer", options["explainer"], named)
+    coder = _named_or_part(_only(part, BASELINE_KEYS["coder"]), "coder", options["coder"])
+    shuffled = {**_only(part, BASELINE_KEYS[SHUFFLED]), "required": ["use"]}
+    shuffled["properties"]["use"] = {"const": SHUFFLED}
+    return {"anyOf": [*_choice({SHUFFLED: _SHUFFLED}), shuffled, *explainer["anyOf"], *coder["anyOf"]]}
 
 
 def _scorers(options: Options) -> Schema:

@@ -16,6 +16,7 @@ from saeval.cli.group import main
 from saeval.plugin import Metric, Score, Scorer
 from saeval.plugin.registry import Loaded, Registry
 from saeval.task.schema import task_schema
+from saeval.task.spec.models import OPTION_KEYS, STEP_KEYS
 
 TASKS = [file for file in (ROOT / "tasks").rglob("*.yaml") if isinstance(yaml.safe_load(file.read_text()), dict)]
 SPEC = """
@@ -98,6 +99,15 @@ def test_spec_of_the_task_reference_is_valid(validator):
         ("scorers.fuzzing.wen", {"latents": 3}),
         ("baselines", ["random_sea"]),
         ("baselines", [{"use": "random_sae", "with": {"n_latent": 5}}]),
+        ("baselines", [{"use": "neurons", "llm": "judge"}]),
+        ("baselines", [{"use": "top_tokens", "baselines": []}]),
+        ("baselines", [{"use": "shuffled_explanation", "with": {"seed": 1}}]),
+        ("source.when", {"latents": 3}),
+        ("source.with.coder.when", {"latents": 3}),
+        ("sampler.llm", "judge"),
+        ("explainer", {"use": "top_tokens", "baselines": []}),
+        ("scorers.f1.with.scorer.llm", "judge"),
+        ("run.trackers", [{"use": "wandb", "llm": "judge"}]),
         ("llms.judge.max_token", 5),
         ("llms.judge.temperature", -1),
         ("llms.local.api_base", None),
@@ -236,6 +246,33 @@ def test_editor_is_offered_the_options_of_the_plugin_that_is_used_and_of_no_othe
         "top_logprobs",
     }
     assert "threshold" not in offered(validator, "scorers: {detection: {with: {HERE: }}}")
+
+
+@pytest.mark.parametrize(
+    ("text", "keys"),
+    [
+        ("source: {use: transformers, HERE: }", OPTION_KEYS),
+        ("explainer: {use: top_tokens, HERE: }", STEP_KEYS["explainer"]),
+        ("scorers: {detection: {HERE: }}", STEP_KEYS["scorer"]),
+        ("scorers: {f1: {use: evaluate, with: {scorer: {use: detection, HERE: }}}}", OPTION_KEYS),
+    ],
+)
+def test_editor_is_offered_only_the_keys_that_have_an_effect_on_a_part(validator, text, keys):
+    assert offered(validator, text) == keys
+
+
+@pytest.mark.parametrize(
+    "baseline",
+    [
+        {"use": "random_sae", "with": {"k": 32}, "when": {"latents": 3}},
+        {"use": "shuffled_explanation", "when": {"latents": 3}},
+        {"use": "random_explanation", "when": {"latents": 3}},
+        {"use": "top_tokens", "when": {"latents": 3}},
+        {"use": "./mine.py:Same", "llm": "judge"},
+    ],
+)
+def test_baseline_with_keys_that_have_an_effect_is_valid(validator, baseline):
+    validator.validate({**yaml.safe_load(SPEC), "baselines": [baseline]})
 
 
 def test_command_prints_the_schema_or_writes_it(tmp_path):

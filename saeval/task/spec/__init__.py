@@ -6,6 +6,7 @@ from saeval.task.spec.document import KeyPath, SpecDocument, override, parse_ass
 from saeval.task.spec.matrix import axis_id, cells_of
 from saeval.task.spec.models import (
     OF_ALL_LATENTS,
+    SHUFFLED,
     CellFilter,
     FindingSpec,
     GroupSpec,
@@ -20,6 +21,7 @@ from saeval.task.spec.validation import explain_error, parse, refuse_secrets
 
 __all__ = [
     "OF_ALL_LATENTS",
+    "SHUFFLED",
     "CellFilter",
     "FindingSpec",
     "GroupSpec",

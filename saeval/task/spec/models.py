@@ -44,6 +44,21 @@ class PartSpec(SpecModel):
 
 PART_KEYS = frozenset(field.alias or name for name, field in PartSpec.model_fields.items())
 
+OPTION_KEYS = frozenset({"use", "with"})
+"""Keys that have an effect on every part; on sources, samplers, trackers, and parts in options only these."""
+
+STEP_KEYS: dict[str, frozenset[str]] = {"scorer": PART_KEYS, "explainer": PART_KEYS - {"baselines"}}
+"""Keys that have an effect on steps, by kind."""
+
+SHUFFLED = "shuffled_explanation"
+
+BASELINE_KEYS: dict[str, frozenset[str]] = {
+    "explainer": STEP_KEYS["explainer"],
+    "coder": frozenset({"use", "with", "when"}),
+    SHUFFLED: frozenset({"use", "when"}),
+}
+"""Keys that have an effect on entries of `baselines`, by kind or name."""
+
 
 class RoleSpec(Documented):
     """A language model for a role. Keys that are not listed here are options of the LLM plugin."""

@@ -127,6 +127,9 @@ class _Builder(PartMaker):
                     self.problems += error.problems
                     self.check_parts()
                     continue
+                if document.unfilled:  # the matrix reports it
+                    self.check_parts()
+                    continue
                 if not roles:
                     roles = self.roles(spec.llms)
                 cells += self.cells(spec, axes, roles)

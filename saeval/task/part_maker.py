@@ -35,7 +35,8 @@ class PartMaker:
         self.problems: list[str] = []
 
     def fail(self, path: KeyPath, message: str) -> None:
-        self.problems.append(f"{self.document.where(path)}: {message}")
+        if not self.document.is_unfilled(path):
+            self.problems.append(f"{self.document.where(path)}: {message}")
 
     def plugin(self, kind: str, spec: PartSpec, path: KeyPath, keys: Collection[str] | None = None) -> Part[Any] | None:
         """Find a plugin, create it with its options, and let it check them.
@@ -66,12 +67,13 @@ class PartMaker:
         nested = {k: part for k, v in options.items() if (part := self.nested(loaded.cls, k, v, path)) is not None}
         if len(self.problems) > before:
             return None
+        check = self.check and not self.document.holds_unfilled(path)
         values = {k: nested[k].plugin if k in nested else v for k, v in options.items()}
         try:
             plugin = loaded.cls(**values)
-            if self.check:
+            if check:
                 plugin.check()
-            mistake = _mistake(plugin, fingerprint=self.check and loaded.distribution != BUILT_IN)
+            mistake = _mistake(plugin, fingerprint=check and loaded.distribution != BUILT_IN)
         except ValidationError as error:
             for loc, message in options_error(loaded.cls, error):
                 self.fail((*path, *loc), message)
@@ -107,7 +109,8 @@ class PartMaker:
             try:
                 settings = RoleSettings.model_validate({k: v for k, v in options.items() if k in known})
             except ValidationError as error:
-                self.problems += [explain_error(e, self.document.where, RoleSettings, path) for e in error.errors()]
+                mistakes = [e for e in error.errors() if not self.document.is_unfilled((*path, *e["loc"]))]
+                self.problems += [explain_error(e, self.document.where, RoleSettings, path) for e in mistakes]
                 continue
             loaded, rest = self.llm(role_spec.model, (*path, "model"))
             if loaded is None:

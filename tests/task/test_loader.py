@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from saeval import SpecError
@@ -106,6 +108,33 @@ def test_misspelt_plugins_and_options_are_told_beside_keys_that_are_wrong():
         "temprature",
     ):
         assert told.count(sentence) == 1
+
+
+def test_wrong_slot_is_one_sentence_beside_other_mistakes(tmp_path):
+    judge = {"model": "openai_compatible/m", "api_base": "http://127.0.0.1:9/v1", "concurrency": 0, "timeout": "${x}"}
+    task = {**odd_task(tmp_path), "matrix": {"n": [1, 2]}, "llms": {"judge": judge}, "explainer": "knwn"}
+    task |= {"latents": {"n": "${matrix.m}"}, "run": {"sed": 1}}
+    task |= {"sampler": {"use": "random", "with": {"explain": "${matrix.n.x}", "windw": 8}}}
+    with pytest.raises(SpecError) as error:
+        load_task(task, registry=Registry())
+    said = sorted(re.split(r";| \(`", problem)[0] for problem in error.value.problems)
+    assert said == [
+        "explainer.use: unknown explainer 'knwn', did you mean 'known'?",
+        "latents.n: ${matrix.m}: no 'm' there",
+        "llms.judge.concurrency: should be `auto` or a whole number of at least 1 (got 0)",
+        "llms.judge.timeout: only ${matrix.AXIS} can be filled in (got ${x})",
+        "run.sed: no such key, did you mean 'seed'?",
+        "sampler.with.explain: ${matrix.n.x}: no 'x' there",
+        "sampler.with.windw: no such option, did you mean 'window'?",
+    ]
+
+
+def test_file_named_by_a_wrong_slot_is_not_looked_for(tmp_path):
+    task = {**odd_task(tmp_path), "source": {"use": "recorded", "with": {"path": "${matrix.file}"}}}
+    with pytest.raises(SpecError) as error:
+        load_task(task, registry=Registry())
+    (problem,) = error.value.problems
+    assert problem == "source.with.path: ${matrix.file}: no 'file' there; it has none"
 
 
 def test_wrong_setting_of_a_role_is_one_sentence_as_elsewhere_in_the_spec(tmp_path):

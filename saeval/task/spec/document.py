@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,26 @@ class SpecDocument:
     Attributes:
         data: Mappings, lists and scalars; strings are `Located`.
         places: File (None for the command line) and line of each value, by its path of keys.
+        unfilled: Paths of values with a `${…}` that could not be filled in; other mistakes there are not reported.
     """
 
-    def __init__(self, data: dict[str, Any], places: dict[KeyPath, tuple[Path | None, int]]):
+    def __init__(
+        self,
+        data: dict[str, Any],
+        places: dict[KeyPath, tuple[Path | None, int]],
+        unfilled: Collection[KeyPath] = (),
+    ):
         self.data = data
         self.places = places
+        self.unfilled = frozenset(unfilled)
+
+    def is_unfilled(self, path: KeyPath) -> bool:
+        """Return whether a value is, or belongs to, a `${…}` that could not be filled in."""
+        return any(path[:end] in self.unfilled for end in range(len(path) + 1))
+
+    def holds_unfilled(self, path: KeyPath) -> bool:
+        """Return whether a value contains a `${…}` that could not be filled in."""
+        return any(known[: len(path)] == path for known in self.unfilled)
 
     def where(self, path: KeyPath) -> str:
         """Return `file:line: a.b.c` for a value, or for its nearest ancestor with a place."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from copy import deepcopy
 from itertools import product
 from pathlib import Path
@@ -20,7 +20,7 @@ def cells_of(document: SpecDocument) -> Iterator[tuple[dict[str, Any], SpecDocum
     """Yield axis values and the filled-in document for every combination of the matrix.
 
     Raises:
-        SpecError: If the matrix is malformed, or a `${…}` refers to something outside of it; after the last cell, if an
+        SpecError: If the matrix is malformed; after the last cell, if a `${…}` refers to something outside of it, or an
             entry of `exclude` excludes nothing.
     """
     matrix = document.data.get("matrix", {})
@@ -39,15 +39,16 @@ def cells_of(document: SpecDocument) -> Iterator[tuple[dict[str, Any], SpecDocum
         ids = {axis: axis_id(value) for axis, value in axes.items()}
         if any(all(ids.get(k) == str(v) for k, v in e.items()) for e in excluded):
             continue
-        filled = _fill(template, axes, (), document, problems)
-        if problems:
-            raise SpecError(list(dict.fromkeys(problems)))
+        wrong: dict[KeyPath, str] = {}
+        filled = _fill(template, axes, (), wrong)
+        problems += [f"{document.where(path)}: {problem}" for path, problem in wrong.items()]
+        moved = _moved(template, chosen, (), document, wrong)
         yielded = True
-        yield axes, SpecDocument(filled, document.places | _moved(template, chosen, (), document))
+        yield axes, SpecDocument(filled, document.places | moved, wrong)
     if not yielded:
         raise SpecError([f"{document.where(('exclude',))}: excludes all cells of the matrix; remove an entry"])
-    if unknown:
-        raise SpecError(unknown)
+    if problems or unknown:
+        raise SpecError(list(dict.fromkeys([*problems, *unknown])))
 
 
 def _unknown(entry: Mapping[str, Any], matrix: Mapping[str, list[Any]]) -> Iterator[str]:
@@ -69,13 +70,15 @@ def _slot(expression: str) -> str:
     return f"${{{repr(expression)[1:-1]}}}"
 
 
-def _moved(value: Any, chosen: Mapping[str, int], path: KeyPath, document: SpecDocument) -> Places:
+def _moved(
+    value: Any, chosen: Mapping[str, int], path: KeyPath, document: SpecDocument, wrong: Collection[KeyPath]
+) -> Places:
     """Return the places of filled-in values: where the matrix defines them, not where the slots are."""
     found: Places = {}
     if isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            found |= _moved(inner, chosen, (*path, key), document)
-    elif isinstance(value, str) and (whole := _SLOT.fullmatch(value)):
+            found |= _moved(inner, chosen, (*path, key), document, wrong)
+    elif isinstance(value, str) and path not in wrong and (whole := _SLOT.fullmatch(value)):
         axis, *keys = whole[1].split(".")[1:]
         origin: KeyPath = ("matrix", axis, chosen[axis], *keys)
         inside = [known for known in document.places if known[: len(origin)] == origin]
@@ -83,29 +86,30 @@ def _moved(value: Any, chosen: Mapping[str, int], path: KeyPath, document: SpecD
     return found
 
 
-def _fill(value: Any, axes: dict[str, Any], path: KeyPath, document: SpecDocument, problems: list[str]) -> Any:
+def _fill(value: Any, axes: dict[str, Any], path: KeyPath, wrong: dict[KeyPath, str]) -> Any:
+    """Return a value with every `${…}` filled in; one that is wrong stays as it is, and `wrong` gets the reason."""
     if isinstance(value, dict):
-        return {k: _fill(v, axes, (*path, k), document, problems) for k, v in value.items()}
+        return {k: _fill(v, axes, (*path, k), wrong) for k, v in value.items()}
     if isinstance(value, list):
-        return [_fill(v, axes, (*path, i), document, problems) for i, v in enumerate(value)]
+        return [_fill(v, axes, (*path, i), wrong) for i, v in enumerate(value)]
     if not isinstance(value, str) or "${" not in value:
         return value
 
-    def look_up(expression: str) -> Any:
-        root, *keys = expression.split(".")
+    def look_up(slot: re.Match[str]) -> Any:
+        root, *keys = slot[1].split(".")
         at: Any = axes
         if root != "matrix" or not keys:
-            problems.append(f"{document.where(path)}: only ${{matrix.AXIS}} can be filled in (got {_slot(expression)})")
-            return ""
+            wrong[path] = f"only ${{matrix.AXIS}} can be filled in (got {_slot(slot[1])})"
+            return slot[0]
         for key in keys:
             if not isinstance(at, Mapping) or key not in at:
-                have = ", ".join(map(str, at)) if isinstance(at, Mapping) else "no keys"
-                problems.append(f"{document.where(path)}: {_slot(expression)}: no {key!r} there; it has {have}")
-                return ""
+                have = ", ".join(map(str, at)) if isinstance(at, Mapping) and at else "none"
+                wrong[path] = f"{_slot(slot[1])}: no {key!r} there; it has {have}"
+                return slot[0]
             at = at[key]
         return deepcopy(at) if not isinstance(at, str) else at
 
     if whole := _SLOT.fullmatch(value):
-        return look_up(whole[1])
-    text = _SLOT.sub(lambda m: axis_id(look_up(m[1])), value)
+        return look_up(whole)
+    text = _SLOT.sub(lambda slot: axis_id(look_up(slot)), value)
     return Located(text, value.file, value.line) if isinstance(value, Located) else text

@@ -27,17 +27,16 @@ def parse(document: SpecDocument) -> Spec:
     """Validate a document, after the matrix is filled in, against the schema.
 
     Raises:
-        SpecError: With all mistakes: place, value, and a suggestion.
+        SpecError: With all mistakes: place, value, and a suggestion; with none if the matrix could not be filled in
+            where they are.
     """
     refuse_secrets(document)
-    problems: list[str] = []
     try:
-        spec = Spec.model_validate(document.data)
+        return Spec.model_validate(document.data)
     except ValidationError as error:
-        problems += [explain_error(e, document.where, Spec) for e in error.errors()]
-    if problems:
-        raise SpecError(list(dict.fromkeys(problems)))
-    return spec
+        mistakes = [mistake for mistake in error.errors() if not document.is_unfilled(tuple(mistake["loc"]))]
+        problems = [explain_error(mistake, document.where, Spec) for mistake in mistakes]
+        raise SpecError(list(dict.fromkeys(problems))) from None
 
 
 _KEY_ADVICE = (

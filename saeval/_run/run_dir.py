@@ -14,6 +14,9 @@ from typing import Any
 from saeval._run.journal import Journal
 from saeval._util import InputError, cell_tables_in, claim, os_reason, read_json, without_secrets, write_atomic
 from saeval.llm import ledgers_in
+from saeval.records import LOCK
+
+_PATIENCE = 0.5  # seconds for which to try to lock a directory: `is_locked` holds the lock for an instant
 
 
 class RunDir:
@@ -47,7 +50,7 @@ class RunDir:
         except OSError as error:
             raise InputError(f"{path}: cannot be written to ({os_reason(error)}); choose another --out") from None
         # The operating system releases the lock if the process dies.
-        self._lock = FileLock(path / "logs" / "lock", timeout=0)
+        self._lock = FileLock(path / LOCK, timeout=_PATIENCE)
         try:
             self._lock.acquire()
         except Timeout:

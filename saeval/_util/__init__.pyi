@@ -39,6 +39,7 @@ from saeval._util.errors import (
     did_you_mean as did_you_mean,
 )
 from saeval._util.field_docs import Documented as Documented, descriptions as descriptions
+from saeval._util.file_locks import is_locked as is_locked
 from saeval._util.files import (
     LineFile as LineFile,
     parse_json as parse_json,

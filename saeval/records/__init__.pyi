@@ -67,6 +67,7 @@ from saeval.records.rows import (
     VarianceParts as VarianceParts,
     Verdict as Verdict,
 )
+from saeval.records.running import LOCK as LOCK, run_state as run_state
 from saeval.records.scores import (
     MAIN as MAIN,
     Explanation as Explanation,

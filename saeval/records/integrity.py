@@ -6,9 +6,10 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from saeval._util import CHECKSUMS, InputError, changed_files, read_json
+from saeval._util import CHECKSUMS, InputError, changed_files
 from saeval.records.results import RunResult
 from saeval.records.rows import ScoreRow
+from saeval.records.running import run_state
 
 _ROUNDING = 1e-6
 _NAMED = 3  # changed files that a warning names
@@ -55,10 +56,9 @@ def _change(folder: Path) -> str:
 
 def _is_running(folder: Path) -> bool:
     try:
-        head = read_json(folder / "run.json")
+        return run_state(folder).get("status") == "running"
     except InputError:
         return False
-    return isinstance(head, dict) and head.get("status") == "running"
 
 
 def _outside(row: ScoreRow) -> Iterator[str]:

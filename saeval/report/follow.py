@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from saeval._util import InputError, read_json
+from saeval.records import run_state
 from saeval.report.html.pages import render
 from saeval.report.html.text import script_json
 from saeval.report.server import HTML, SCRIPT, Answer, LocalServer
@@ -27,7 +28,7 @@ class FollowServer(LocalServer):
 
     def __init__(self, run_dir: Path, port: int = 0):
         self.run_dir = run_dir.resolve()
-        _state(self.run_dir)
+        run_state(self.run_dir)
         self.page = render("follow.html.j2", {"run": self.run_dir.name})
         super().__init__(port, "follow.html")
 
@@ -47,25 +48,21 @@ def progress(run_dir: Path) -> dict[str, Any]:
     Raises:
         InputError: If it is not a run.
     """
-    state = _state(run_dir)
+    state = run_state(run_dir)
     try:
         found = read_json(run_dir / "logs" / "progress.json")
     except InputError:
         found = {}
     status = str(state.get("status", ""))
-    end = time.time() if status == "running" else float(state.get("updated") or 0.0)
+    found = found if isinstance(found, dict) else {}
+    written = [at.get("updated") for at in (state, found)]  # a run that is killed writes only its progress
+    ended = max((float(at) for at in written if isinstance(at, int | float)), default=0.0)
+    end = time.time() if status == "running" else ended
     return {
-        **(found if isinstance(found, dict) else {}),
+        **found,
         "status": status,
         "reason": str(state.get("reason", "")),
         "seconds": max(0.0, end - float(state.get("began") or end)),
         "report": (run_dir / "report" / "index.html").is_file(),
         "now": time.time(),
     }
-
-
-def _state(run_dir: Path) -> dict[str, Any]:
-    found = read_json(run_dir / "run.json")
-    if not isinstance(found, dict):
-        raise InputError(f"{run_dir / 'run.json'}: is damaged; give a run directory")
-    return found

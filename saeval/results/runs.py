@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saeval._util import InputError, counted, read_json, refuse_pipe
-from saeval.records import MAIN, RunResult, read_result, split_ranking
+from saeval.records import MAIN, RunResult, read_result, run_state, split_ranking
 
 RUNS = Path("saeval-runs")
 """Default folder of runs, without `--out`."""
@@ -30,7 +29,7 @@ class RunHead:
         models: The models that explain and judge.
         n: Number of latents with a score in the ranking column, over all contestants.
         headline: The ranking column and the best contestant's value.
-        reason: Why the run failed or cannot be read.
+        reason: Why the run failed or was interrupted, or cannot be read.
     """
 
     name: str
@@ -147,14 +146,8 @@ def _head(run: Path) -> RunHead:
 
 
 def _state(run: Path) -> dict[str, Any]:
-    """Return the contents of `run.json`; empty if it is missing, as in imported runs."""
-    file = run / "run.json"
-    if not file.exists():
-        return {}
-    state = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(state, dict):
-        raise InputError(f"{file}: must contain a JSON object")
-    return state
+    """Return the state of a run; empty if it has none, as pooled seeds."""
+    return run_state(run) if (run / "run.json").exists() else {}
 
 
 def _headline(result: RunResult) -> tuple[int, str]:

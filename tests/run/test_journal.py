@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, strategies as st
@@ -15,7 +17,9 @@ from hypothesis import given, strategies as st
 from saeval import InputError
 from saeval._run.journal_entries import compact, expanded
 from saeval._run.run_dir import RunDir
-from saeval.records import Outcome
+from saeval.records import Outcome, run_state
+from saeval.report.follow import progress
+from saeval.results import list_runs
 
 
 def test_finished_work_is_there_when_the_directory_is_opened_again(tmp_path):
@@ -69,6 +73,7 @@ def test_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
         from saeval._run.run_dir import RunDir
         with RunDir(Path(sys.argv[1])) as run:
             run.journal.finish("a", "kept")
+            run.write_json("run.json", {"status": "running", "task": "t", "began": time.time(), "updated": time.time()})
             print("ready", flush=True)
             time.sleep(60)
     """)
@@ -76,10 +81,40 @@ def test_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path):
     assert child.stdout is not None and child.stdout.readline() == "ready\n"
     with pytest.raises(InputError, match="another saeval process"):
         RunDir(tmp_path / "r")
+    (head,) = list_runs(tmp_path)
+    assert (head.status, head.reason) == ("running", "")
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
+    (tmp_path / "r" / "logs" / "lock").chmod(0o400)
+    (tmp_path / "r" / "logs").chmod(0o500)
+    (head,) = list_runs(tmp_path)
+    assert head.status == progress(tmp_path / "r")["status"] == "interrupted"
+    assert "rerun the same command" in head.reason
+    (tmp_path / "r" / "logs").chmod(0o700)
+    (tmp_path / "r" / "logs" / "lock").chmod(0o600)
     with RunDir(tmp_path / "r") as run:
         assert run.journal.finished("a") == "kept"
+
+
+def test_looking_at_a_run_never_refuses_one_that_starts(tmp_path):
+    RunDir(tmp_path / "r").__exit__(None, None, None)
+    (tmp_path / "r" / "run.json").write_text('{"status": "running"}')
+    done = threading.Event()
+
+    def look():
+        while not done.is_set():
+            run_state(tmp_path / "r")
+
+    with ThreadPoolExecutor(4) as threads:
+        looking = [threads.submit(look) for _ in range(4)]
+        try:
+            for _ in range(20):
+                with RunDir(tmp_path / "r"):
+                    assert run_state(tmp_path / "r")["status"] == "running"
+        finally:
+            done.set()
+        for one in looking:
+            one.result()
 
 
 def test_place_that_cannot_be_written_is_one_clear_sentence(tmp_path):

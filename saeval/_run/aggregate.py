@@ -83,7 +83,7 @@ def summarise(
     parts = {(p.label, p.plugin.model_dump_json()): p for p in task.parts()}.values()
     synthetic = any(getattr(p.plugin, "synthetic", False) for p in parts)
     recorded = any(getattr(p.plugin, "recorded", False) for p in parts)
-    cells, _ = with_lifts([_cell_result(task, outcome, state.done) for outcome in outcomes.values()])
+    cells, _ = with_lifts([_cell_result(task, outcome) for outcome in outcomes.values()])
     contestants = [outcome for outcome in outcomes.values() if outcome.cell.baseline is None]
     single_files = [part for part in parts if part.loaded.sha]
     return RunResult(
@@ -147,7 +147,7 @@ def _judges(task: Task) -> list[JudgeRole]:
     ]
 
 
-def _cell_result(task: Task, outcome: CellState, done: bool) -> CellResult:
+def _cell_result(task: Task, outcome: CellState) -> CellResult:
     cell, store = outcome.cell, outcome.store
     facts = store.facts
     firings = store.firings
@@ -173,7 +173,7 @@ def _cell_result(task: Task, outcome: CellState, done: bool) -> CellResult:
     rates = _firing_rates(outcome)
     rows = []
     for label, step in cell.scorers.items():
-        rows += _rows(task, outcome, label, step, done, rates, shared.get(label, 0.0))
+        rows += _rows(task, outcome, label, step, rates, shared.get(label, 0.0))
     return CellResult(
         cell=cell.name,
         axes=cell.axes,
@@ -257,7 +257,6 @@ def _rows(
     outcome: CellState,
     label: str,
     step: StepPart[Any],
-    done: bool,
     rates: Mapping[int, float],
     shared: float,
 ) -> list[ScoreRow]:
@@ -268,7 +267,6 @@ def _rows(
         outcome: The cell.
         label: The scorer's label.
         step: The scorer.
-        done: Whether everything was scored.
         rates: Share of the corpus's windows in which each latent fires.
         shared: Variance of the shift common to all latents of a run, if steps were repeated; it widens the prediction
             intervals of headline metrics.
@@ -280,7 +278,7 @@ def _rows(
         known = judge_checks.of_scorer(judge_checks.find(task.roles[step.role]), step)
     for variant in (MAIN, *cell.alternatives):
         scored = outcome.scored.get((label, variant))
-        if scored is None or not (scored.tried or done):  # interrupted before
+        if scored is None:  # not scored in this task
             continue
         scoring = ScorerRun(
             label,

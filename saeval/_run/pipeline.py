@@ -218,7 +218,6 @@ class Pipeline:
                 failures.settle()
             for stage in self._stages.values():
                 stage.reach(stage.done, stage.done)  # totals may be too high: a single explanation cannot be shuffled
-        self._state.done = True
 
     def _totals(self) -> Counter[str]:
         """Return the number of items of each step, by its title."""

@@ -269,13 +269,11 @@ class RunState:
     Attributes:
         task: The task.
         cells: States of the sampled cells, by name.
-        done: Whether all items are explained and scored.
         reasons: Number of failures by step and reason.
     """
 
     task: Task
     cells: dict[str, CellState] = field(default_factory=dict)
-    done: bool = False
     reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def failed(self, step: str, reason: str) -> None:

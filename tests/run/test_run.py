@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import gc
 import json
 import time
 
 import pytest
+from click.testing import CliRunner
 from fake_server import error
 from planted_run import finished, spec, truthful, truthful_server
 
 import saeval
 from saeval import InputError, SpecError
 from saeval._run.failures import GaveUp
+from saeval._run.pipeline import Pipeline
 from saeval._util.progress import Plain
+from saeval.cli.group import main
 from saeval.plugin import LatentRecord, Outcome
+from saeval.records import MAIN
 
 
 @pytest.fixture(autouse=True)
@@ -577,3 +582,30 @@ def test_sampler_whose_windows_come_and_go_is_named(tmp_path, monkeypatch):
     (tmp_path / "fickle.py").write_text(FICKLE_SAMPLER)
     with truthful_server() as server, pytest.raises(InputError, match="returned windows once and none the next time"):
         saeval.run(spec(server, sampler=f"{tmp_path}/fickle.py:Fickle"), out=tmp_path / "run")
+
+
+def test_scores_that_a_stopped_run_did_not_reach_stand_on_the_board_as_not_tried(tmp_path, monkeypatch):
+    do, judged = Pipeline._do, []
+
+    async def stopping(pipeline, item):
+        if item.variant == MAIN:
+            while len(judged) < 3:
+                await asyncio.sleep(0.01)
+            raise GaveUp("stopped here")
+        await do(pipeline, item)
+        judged.extend([item] * (item.step == "detection"))
+
+    monkeypatch.setattr(Pipeline, "_do", stopping)
+    small = {"latents": {"n": 3, "min_windows": 20}, "scorers": {"detection": {}}, "baselines": ["random_explanation"]}
+    with truthful_server() as server, pytest.raises(GaveUp, match="stopped here"):
+        saeval.run(spec(server, **small, run={"concurrency": 16}), out=tmp_path / "run")
+    result = saeval.read(tmp_path / "run")
+    own, floor = result.cells[0].scores[0], next(row for row in result.cells[0].scores if row.variant != MAIN)
+    assert (own.variant, own.scorer, own.value, own.n, own.tried, own.failed) == (MAIN, "detection", None, 0, 0, 0)
+    assert floor.n == 3 and not any("failed" in warning for warning in result.warnings)
+    assert "– (none tried)" in CliRunner().invoke(main, ["report", str(tmp_path / "run")]).output
+    report = tmp_path / "run" / "report"
+    for page in ("report.md", "index.html"):
+        assert "none tried" in (report / page).read_text()
+    rows = list(csv.DictReader((report / "leaderboard.csv").read_text().splitlines()))
+    assert [(row["value"], row["tried"]) for row in rows if row["variant"] == MAIN] == [("", "0")]

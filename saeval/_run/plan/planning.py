@@ -163,7 +163,7 @@ class _Planned(RunState):
     """State of a trial run with a few latents, which keeps its results in memory instead of a journal."""
 
     def __init__(self, task: Task):
-        super().__init__(task, done=True)
+        super().__init__(task)
         self._results: dict[str, Any] = {}
 
     def key(self, item: Item, text: str = "") -> str:

@@ -140,14 +140,20 @@ def _head(run: Path) -> RunHead:
         return RunHead(run.name, run, date, status, str(state.get("task", "")), reason=reason)
     if status == "done" and result.partial:
         status = "partial"
-    models = tuple(dict.fromkeys(ledger.model for ledger in result.ledger))
     n, headline = _headline(result)
-    return RunHead(run.name, run, date, status, result.task, models, n, headline, reason)
+    return RunHead(run.name, run, date, status, result.task, _models(result), n, headline, reason)
 
 
 def _state(run: Path) -> dict[str, Any]:
     """Return the state of a run; empty if it has none, as pooled seeds."""
     return run_state(run) if (run / "run.json").exists() else {}
+
+
+def _models(result: RunResult) -> tuple[str, ...]:
+    """Return the models of the ledger that made the results; it also counts those of an earlier spec."""
+    used = {row.judge for cell in result.cells for row in cell.scores}
+    used |= {cell.explainer.partition(" with ")[2] for cell in result.cells}
+    return tuple(dict.fromkeys(ledger.model for ledger in result.ledger if ledger.model in used))
 
 
 def _headline(result: RunResult) -> tuple[int, str]:

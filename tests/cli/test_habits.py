@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -52,6 +53,15 @@ def test_runs_are_listed_with_date_status_models_headline_and_why_they_failed(ru
     shown = cli(runs, "list", "runs", "saeval-runs", COLUMNS="80").stdout
     assert re.search(r"^20\d\d-\d\d-\d\d \d\d:\d\d  done +good$", shown, re.MULTILINE)
     assert all(len(line) <= 80 for line in shown.splitlines()) and "all failed for one reason" in shown
+
+
+def test_models_of_a_run_are_those_of_its_results_though_its_ledger_counts_an_earlier_spec(runs, tmp_path):
+    run = shutil.copytree(runs / "saeval-runs" / "good", tmp_path / "good")
+    facts = json.loads((run / "results.json").read_text())
+    facts["ledger"].insert(0, {**facts["ledger"][0], "model": "openai_compatible/before"})
+    (run / "results.json").write_text(json.dumps(facts))
+    (row,) = json.loads(cli(tmp_path, "list", "runs", run, "--json").stdout)
+    assert row["models"] == ["openai_compatible/rules"]
 
 
 def test_a_folder_of_runs_makes_one_board_and_what_has_no_results_is_passed_over(runs):

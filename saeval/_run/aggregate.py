@@ -31,7 +31,7 @@ from saeval._compare import (
     with_lifts,
 )
 from saeval._run import judge_checks
-from saeval._run.cautions import RECORDED, cautions_of, warnings_of
+from saeval._run.cautions import RECORDED, cautions_of, finite, noted_measures, warnings_of
 from saeval._run.state import CellState, RunState, Scored
 from saeval._util import derive_rng
 from saeval.activations import token_share
@@ -161,8 +161,8 @@ def _cell_result(task: Task, outcome: CellState) -> CellResult:
     }
     known = {*task.measures, "fvu"} if store.latents is None else {*task.measures} - OF_ALL_LATENTS
     measures = {k: v for k, v in measures.items() if k in known} | outcome.measured
-    noted = facts.get("measures", {})
-    measures |= {m.name: float(noted[m.name]) for m in _declared(cell) if m.name in noted}
+    noted = {**measures, **dict(noted_measures(outcome))}
+    measures = {name: number for name, value in noted.items() if (number := finite(value)) is not None}
     measures = _of_explanations(task, outcome) | measures  # facts about the coder keep their values
     explained = sum(outcome.explanation(MAIN, latent.index) is not None for latent in outcome.records.latents)
     role = cell.explainer.role
@@ -223,7 +223,7 @@ def _of_explanations(task: Task, outcome: CellState) -> dict[str, float]:
     for measure in outcome.cell.explainer.part.plugin.measures:
         made = (outcome.explanation(MAIN, latent.index) for latent in outcome.records.latents)
         notes = [explanation.notes.get(measure.name) for explanation in made if explanation is not None]
-        values = [value for note in notes if (value := _finite(note)) is not None]
+        values = [value for note in notes if (value := finite(note)) is not None]
         if not values:
             continue
         rng = derive_rng(task.run.seed, "interval", outcome.cell.name, measure.name)
@@ -232,13 +232,6 @@ def _of_explanations(task: Task, outcome: CellState) -> dict[str, float]:
         if isfinite(low):
             found |= {f"{measure.name}_low": low, f"{measure.name}_high": high}
     return found
-
-
-def _finite(value: object) -> float | None:
-    """Return a finite number as a float; None for anything else, also for a truth value."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
-        return None
-    return float(value)
 
 
 def _coder_facts(facts: Mapping[str, Any]) -> dict[str, Any]:

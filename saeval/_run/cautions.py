@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from saeval._util import counted
@@ -22,11 +23,32 @@ RECORDED = (
 _FAR = 1.5  # largest plausible factor between the measured L0 and the one in the coder's files
 
 
+def finite(value: object) -> float | None:
+    """Return a finite number as a float; None for anything else, also for a truth value."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        return None
+    return float(value)
+
+
+def noted_measures(outcome: CellState) -> Iterator[tuple[str, object]]:
+    """Yield the measures that a cell's source and coder declare and noted, whether they are numbers or not."""
+    parts = (outcome.cell.source, *outcome.cell.source.nested)
+    noted = outcome.store.facts.get("measures")
+    for measure in (measure for part in parts for measure in getattr(part.plugin, "measures", ())):
+        if isinstance(noted, Mapping) and measure.name in noted:
+            yield measure.name, noted[measure.name]
+
+
 def cautions_of(outcome: CellState) -> list[str]:
     """Return warnings about a cell, such as a coder used differently from its training."""
     cell, store = outcome.cell, outcome.store
     source = cell.source
     said = [*said_by(source.label, source.plugin.cautions), *store.facts.get("warnings", ()), *_score_cautions(outcome)]
+    said += [
+        f"The measure {name} is {value!r:.40}, not a finite number, so it is omitted."
+        for name, value in noted_measures(outcome)
+        if finite(value) is None
+    ]
     if cell.baseline is not None:
         return list(dict.fromkeys(said))
     if (fvu := store.facts.get("fvu")) is not None and fvu >= 1:

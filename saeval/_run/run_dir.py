@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from math import fsum
+from math import fsum, isfinite
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -92,8 +92,12 @@ class RunDir:
                     folder.rmdir()
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write a JSON file of the run, atomically."""
-        write_atomic(self.path / name, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        """Write a JSON file of the run, atomically; numbers that JSON does not have (nan, infinity) become null."""
+        try:
+            text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+        except ValueError:  # plugins' options and facts may contain any number
+            text = json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False)
+        write_atomic(self.path / name, text + "\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Return a JSON file of the run; an empty mapping if it is missing or unreadable."""
@@ -118,6 +122,15 @@ class RunDir:
             logger.removeHandler(handler)
             with suppress(OSError):  # on a full disk, closing fails as well
                 handler.close()
+
+
+def _finite(value: Any) -> Any:
+    """Return a JSON value with null in place of nan and infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def spent_in(folder: Path) -> float:

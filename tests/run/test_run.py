@@ -325,6 +325,33 @@ def test_measures_of_explanations_are_means_of_finite_numbers(tmp_path):
     json.loads((tmp_path / "run" / "results.json").read_text(), parse_constant=pytest.fail)
 
 
+MEASURED = """
+from typing import ClassVar
+from saeval.plugin import Measure
+from saeval_plugins.sources import Synthetic
+class Measured(Synthetic):
+    name = "measured"
+    scale: float = 1.0
+    measures: ClassVar = tuple(Measure(name=n, about="Made up.") for n in ("fine", "nan", "inf", "text", "missing"))
+    def collect(self, writer):
+        super().collect(writer)
+        writer.note(measures={"fine": 2, "nan": float("nan"), "inf": float("inf"), "text": "many"}, odd=float("inf"))
+"""
+
+
+def test_measures_of_a_source_that_are_no_finite_numbers_are_omitted_with_a_caution(tmp_path):
+    (tmp_path / "measured.py").write_text(MEASURED)
+    with truthful_server() as server:
+        source = {"use": f"{tmp_path}/measured.py:Measured", "with": {"n_latents": 8, "documents": 60}}
+        result = saeval.run(spec(server, source=source, latents=FIRST, baselines=[]), out=tmp_path / "run")
+    cell = result.cells[0]
+    assert cell.measures["fine"] == 2.0 and not {"nan", "inf", "text", "missing"} & cell.measures.keys()
+    for name, value in (("nan", "nan"), ("inf", "inf"), ("text", "'many'")):
+        assert f"The measure {name} is {value}, not a finite number, so it is omitted." in cell.cautions
+    facts = json.loads((tmp_path / "run" / "results.json").read_text(), parse_constant=pytest.fail)
+    assert facts["cells"][0]["coder"]["odd"] is None
+
+
 IN_PLACE = """
 from saeval.plugin import AUROC, Score, Scorer
 class InPlace(Scorer):

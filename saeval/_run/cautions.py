@@ -89,8 +89,8 @@ def warnings_of(
         found += [f"{cell.cell}: {caution}" for caution in cell.cautions]
         if cell.counts["sampled"] < cell.counts["requested"]:
             found.append(
-                f"{cell.cell}: {counted(cell.counts['requested'], 'latent')} requested, but only "
-                f"{cell.counts['sampled']} with enough windows."
+                f"{cell.cell}: only {cell.counts['sampled']} of {counted(cell.counts['requested'], 'latent')} "
+                f"{'has' if cell.counts['sampled'] == 1 else 'have'} enough windows."
             )
         for row in cell.scores:
             if (

@@ -51,8 +51,8 @@ class Notes:
             found.append(f"{self.empty} of {counted(self.rows, 'row')} of the corpus {without} skipped.")
         if self.duplicates:
             found.append(
-                f"{self.duplicates:,} of {counted(self.documents, 'document')} read from the corpus dropped "
-                "by corpus.dedup: duplicates of earlier ones."
+                f"corpus.dedup dropped {self.duplicates:,} of {counted(self.documents, 'document')} as duplicates "
+                "of earlier ones."
             )
         if self.unreadable > _FEW_UNREADABLE * self.characters:
             found.append(

@@ -63,7 +63,8 @@ def _write_scores(cell: RunCell, root: Path, hookpoint: str) -> list[str]:
             name = f"{hookpoint}_latent{latent}.txt"
             write_atomic(folder / name, json.dumps(items, ensure_ascii=False))
         if missing := rows[0].tried - len(cell.judged(scorer)):
-            lost.append(f"{cell.name}: {counted(missing, 'latent')} of {scorer} without judged windows omitted.")
+            omitted = counted(missing, f"latent of {scorer} is", f"latents of {scorer} are")
+            lost.append(f"{cell.name}: {omitted} omitted, without judged windows.")
         if unanswered:
             why = "Delphi's files have no field for the reason why a window has no answer"
             lost.append(f"{cell.name}: {why}; the reasons for {counted(unanswered, 'window')} of {scorer} are omitted.")

@@ -246,7 +246,7 @@ def read(path, **options):
 def test_warning_about_one_row_is_in_the_singular():
     assert Notes(empty=1, rows=5, documents=4, duplicates=1).warnings() == [
         "1 of 5 rows of the corpus holds no text and was skipped.",
-        "1 of 4 documents read from the corpus dropped by corpus.dedup: duplicates of earlier ones.",
+        "corpus.dedup dropped 1 of 4 documents as duplicates of earlier ones.",
     ]
 
 

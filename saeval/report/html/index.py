@@ -95,7 +95,6 @@ def context(
         "share_bar": plots.share_bar,
         "axes": axes * (len(axes) > 1),
         "facts": cell_fields(board, lambda _: run, "report"),
-        "estimate": estimate,
         "notes": partial(notes, run),
         "details": _details(run, board, series),
         "detail_columns": score_columns("details"),

@@ -27,10 +27,10 @@ class ScorerRun:
         plugin: Full name and version of the plugin.
         variant: Variant of the explanations that were scored.
         tried: Latents that the scorer was run on.
+        failed: Latents whose explanation or score failed; not those for which only this metric is undefined.
         skipped: Latents skipped for a stated reason.
         unparsed: Judged windows without an answer.
         windows: Windows asked about, and windows answered; 0 for scorers without answers per window.
-        bounds: The headline metric with all unanswered windows counted as wrong, and as right; None if unknown.
         judge: Model that judged; None if there was no judge.
         usd: Dollars spent; None when unknown.
     """
@@ -39,10 +39,10 @@ class ScorerRun:
     plugin: str
     variant: str = MAIN
     tried: int = 0
+    failed: int = 0
     skipped: int = 0
     unparsed: int = 0
     windows: tuple[int, int] = (0, 0)
-    bounds: tuple[float, float] | None = None
     judge: str | None = None
     usd: float | None = None
 
@@ -98,13 +98,12 @@ def score_row(
         **distribution,
         n=n,
         tried=scoring.tried,
-        failed=scoring.tried - n - scoring.skipped,
+        failed=scoring.failed,
         skipped=scoring.skipped,
         unparsed=scoring.unparsed,
         coverage=n / scoring.tried if scoring.tried else 0.0,
         windows=scoring.windows[0],
         answered=scoring.windows[1],
-        bounds=scoring.bounds,
         floor=_means(metric, floors),
         against=sample,
         lift=None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -273,14 +274,16 @@ def _rows(
         scored = outcome.scored.get((label, variant))
         if scored is None:  # not scored in this task
             continue
+        without = Counter(status for status, _ in scored.unscored.values())
         scoring = ScorerRun(
             label,
             step.part.label,
             variant,
             scored.tried,
-            sum(s == "skipped" for s, _ in scored.unscored.values()),
+            without["failed"],
+            without["skipped"],
             scored.unparsed,
-            *_windows(scored, step),
+            scored.windows if scored.answered or scored.unparsed else (0, 0),
             task.roles[step.role].model if step.role else None,
             scored.spent.total.usd,
         )
@@ -294,6 +297,7 @@ def _rows(
             row = score_row(scoring, metric, values, rng, words=words, floors=_floors(outcome, label, variant, metric))
             further: dict[str, Any] = {"off": off}
             if place == 0:
+                further["bounds"] = scored.bounds if metric.name in _BY_WINDOW else None
                 further["natural"] = natural_rates(scored.tallies(rates), _known_judge(known), rng)
                 further["reliability"] = scored.reliability(metric.name)
             if row.value is not None and row.ci95 is not None:
@@ -355,13 +359,6 @@ def _baselines(outcome: CellState) -> list[str]:
 
 
 _BY_WINDOW = ("balanced_accuracy", "accuracy")
-
-
-def _windows(scored: Scored, step: StepPart[Any]) -> tuple[tuple[int, int], tuple[float, float] | None]:
-    """Return the numbers of asked and answered windows, and the bounds of the score if its headline counts windows."""
-    if not scored.answered and not scored.unparsed:
-        return (0, 0), None
-    return scored.windows, scored.bounds if step.part.plugin.metrics[0].name in _BY_WINDOW else None
 
 
 def _words(outcome: CellState, variant: str, latents: Iterable[int]) -> Iterator[int]:

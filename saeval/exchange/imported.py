@@ -77,8 +77,15 @@ class ImportedCell:
         scoring, rows = self.scorings[label], []
         tried = max(scoring.tried, len(scoring.scores))
         unparsed = sum(s.count("unparsed", "refused") for s in scoring.scores.values())
+        scored = sum(s.status == "ok" for s in scoring.scores.values())
         about = ScorerRun(
-            label, scoring.plugin, tried=tried, skipped=scoring.skipped, unparsed=unparsed, judge=scoring.judge
+            label,
+            scoring.plugin,
+            tried=tried,
+            failed=tried - scored - scoring.skipped,
+            skipped=scoring.skipped,
+            unparsed=unparsed,
+            judge=scoring.judge,
         )
         for place, metric in enumerate(scoring.metrics):
             given = {i: s.values[metric.name] for i, s in sorted(scoring.scores.items()) if metric.name in s.values}

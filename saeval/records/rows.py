@@ -145,11 +145,12 @@ class ScoreRow(Documented):
     method: Annotated[str, NAME_COLUMN] = "bootstrap over latents"
     """How the interval was computed."""
     n: Annotated[int, ColumnStyle(unit="latents", kind="int64", where=TABLES_ONLY)]
-    """Number of latents scored."""
+    """Number of latents scored, for which the metric is defined."""
     tried: Annotated[int, ColumnStyle(unit="latents", kind="int64", where=TABLES_ONLY)]
     """Number of latents on which the scorer was run."""
     failed: Annotated[int, ColumnStyle("fail", unit="latents", better="lower", kind="int64", where=PER_SCORE)]
-    """Number of latents without a score because the explanation or the scorer failed."""
+    """Number of latents without a score because the explanation or the scorer failed; not those for which only this
+    metric is undefined."""
     skipped: Annotated[int, ColumnStyle(unit="latents", kind="int64", where=WITH_ROOM)] = 0
     """Number of latents that the scorer skipped for a stated reason, such as no human rating; not failures."""
     off: Annotated[bool, ColumnStyle(kind="bool", where=TABLES_ONLY)] = False
@@ -157,7 +158,7 @@ class ScoreRow(Documented):
     unparsed: Annotated[int, ColumnStyle("unanswered", unit="windows", better="lower", kind="int64", where=WITH_ROOM)]
     """Number of judged windows without an answer (reply unparsable or refused), over all latents."""
     coverage: Annotated[float, ColumnStyle("cover", ".0%", better="higher", where=WITH_ROOM)]
-    """Share of the latents tried that were scored."""
+    """Share of the latents tried that were scored and for which the metric is defined."""
     floor: Annotated[dict[str, float], ColumnStyle(format=".3f", missing="", where=WITH_ROOM)]
     """The same metric for the baselines on the same cell, and the metric's chance level, by name."""
     against: FloorSample | None = None
@@ -169,11 +170,13 @@ class ScoreRow(Documented):
     ] = None
     """Interval of the lift, which includes the floor's error."""
     windows: Annotated[int, ColumnStyle(unit="windows", kind="int64", where=TABLES_ONLY)] = 0
-    """Number of windows the judge was asked about, over all latents; 0 for scorers without answers per window."""
+    """Number of windows the judge was asked about, over all latents; 0 for scorers without answers per window. Latents
+    that failed before the first question count with the mean number of the others."""
     answered: Annotated[int, ColumnStyle(unit="windows", kind="int64", where=TABLES_ONLY)] = 0
     """Number of windows it answered."""
     bounds: Annotated[tuple[float, float] | None, ColumnStyle(kind="interval", where=TABLES_ONLY)] = None
-    """The value if all unanswered windows were judged wrongly, and if all were judged correctly; None if unknown."""
+    """The value if all unanswered windows were judged wrongly, and if all were judged correctly; latents that failed
+    count as unanswered. None if unknown, and for other metrics than headlines."""
     corrected: Annotated[float | None, ColumnStyle(where=TABLES_ONLY)] = None
     """Value corrected for the judge's errors on latents of known meaning; None unless requested and known."""
     corrected_ci95: Annotated[tuple[float, float] | None, ColumnStyle(kind="interval", where=TABLES_ONLY)] = None

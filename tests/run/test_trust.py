@@ -105,6 +105,22 @@ def test_unanswered_windows_are_bounded_marked_and_fail_the_run(tmp_path):
     assert f"{row.windows - row.answered} of 240 windows" in said and "max_unanswered 0.05" in said
 
 
+def test_a_latent_without_a_metric_has_not_failed_and_bounds_belong_to_the_headline(tmp_path):
+    def reserved(messages):
+        """Judge truthfully, but say no to every window of explanations with an odd number of letters."""
+        explanation = messages[-1]["content"].partition("\n")[0]
+        return truthful(messages) if len(explanation) % 2 else str([0] * len(windows_of(messages)))
+
+    with judged_by(reserved) as server:
+        code, _, result = run(task(server), tmp_path / "run")
+    rows = {row.metric: row for row in result.cells[0].scores if row.variant == "explanation"}
+    assert code == 0 and 0 < rows["precision"].n < rows["recall"].n == 12
+    assert {row.failed for row in rows.values()} == {0} and rows["precision"].coverage == rows["precision"].n / 12
+    bounds = {metric: row.bounds for metric, row in rows.items()}
+    value = pytest.approx(rows["balanced_accuracy"].value)
+    assert bounds.pop("balanced_accuracy") == (value, value) and set(bounds.values()) == {None}
+
+
 def test_ranking_by_a_lift_that_cannot_be_is_refused(tmp_path):
     with judged_by(truthful) as server:
         for changes, said in (

@@ -301,7 +301,7 @@ def _rows(
                 further["natural"] = natural_rates(scored.tallies(rates), _known_judge(known), rng)
                 further["reliability"] = scored.reliability(metric.name)
             if row.value is not None and row.ci95 is not None:
-                extra = shared if further.get("reliability") is not None else 0.0
+                extra = shared if place == 0 else 0.0
                 further["prediction95"] = prediction_interval(row.value, row.ci95, row.range, extra)
             if known is not None:
                 further |= {"verdict": known.verdict, **_corrected(task, row, known)}

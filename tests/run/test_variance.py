@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 import saeval
+from saeval._run import aggregate
+from saeval.records import VarianceParts
 
 SPEC = {
     "saeval": 1, "task": "variance", "version": "1",
@@ -64,6 +66,18 @@ def test_a_judge_that_repeats_itself_has_no_noise(tmp_path, monkeypatch):
     spec = {**SPEC, "llms": llms, "latents": {"n": 6, "min_windows": 12}, "variance": {"latents": 6}}
     (parts,) = saeval.run(spec, out=tmp_path / "run").cells[0].variance
     assert parts.noise == {"judge": 0.0} and parts.shared == {"judge": 0.0}
+
+
+def test_a_shared_shift_widens_the_interval_for_reruns_of_every_headline(tmp_path, monkeypatch):
+    def shifted(outcome):
+        yield VarianceParts(scorer="consistency", n=6, latents=0, windows=0, noise={}, shared={"judge": 0.01})
+
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(aggregate, "_variance", shifted)
+    spec = {**SPEC, "scorers": {"consistency": {"with": {"vary": "repeat"}}}, "latents": {"n": 6, "min_windows": 12}}
+    row = saeval.run(spec, out=tmp_path / "run").cells[0].scores[0]
+    assert row.metric == "agreement" and row.reliability is None  # nothing says how much of it is noise of windows
+    assert row.value - row.prediction95[0] >= 1.96 * 0.02**0.5 > 2**0.5 * (row.value - row.ci95[0])
 
 
 @pytest.fixture(scope="module")

@@ -209,11 +209,21 @@ class _Claims:
         what = f"{title}, less {than + ': ' if than != name else ''}{_named(other)}"
         if not (rivals := self.cells(other)):
             return _Estimate(what, why=f"no cell is {_named(other)}")
-        _, b = _scores(rivals, than)
-        return replace(self.difference(what, metric, a, b), lift=_lift(rivals, than, metric, b))
+        other_metric, b = _scores(rivals, than)
+        bounds = min(metric.low, other_metric.low), max(metric.high, other_metric.high)
+        return replace(self.difference(what, bounds, a, b), lift=_lift(rivals, than, other_metric, b))
 
-    def difference(self, what: str, metric: Metric, a: Mapping[Unit, float], b: Mapping[Unit, float]) -> _Estimate:
-        """Return the difference of two means, paired by latent if most latents are on both sides."""
+    def difference(
+        self, what: str, bounds: stats.Interval, a: Mapping[Unit, float], b: Mapping[Unit, float]
+    ) -> _Estimate:
+        """Return the difference of two means, paired by latent if most latents are on both sides.
+
+        Args:
+            what: The difference in words.
+            bounds: Minimum and maximum of both scores.
+            a: Scores of one side.
+            b: Scores of the other.
+        """
         import numpy as np
 
         common = sorted(a.keys() & b.keys())
@@ -226,7 +236,7 @@ class _Claims:
             return _Estimate(what, n, why=few)
         x, y = (np.array(list(side.values())) for side in (a, b))
         rngs = self.rng(what), self.rng(what)
-        ci = stats.difference_interval(x, y, paired=paired, low=metric.low, high=metric.high, rngs=rngs)
+        ci = stats.difference_interval(x, y, paired=paired, low=bounds[0], high=bounds[1], rngs=rngs)
         difference = float((x - y).mean()) if paired else float(x.mean()) - float(y.mean())
         return _Estimate(what, n, difference, ci)
 

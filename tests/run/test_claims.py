@@ -186,6 +186,16 @@ def test_named_metric_and_metric_without_bounds_are_read():
     assert "has no chance level" in told(one, score="intervention", than="chance", **{"is": "above"}).reason
 
 
+def test_scores_of_different_ranges_are_compared_within_both():
+    nats = around(0.5, sd=0.02) * 8 - 7  # about -3
+    one, two = (cell(axes, {"detection.balanced_accuracy": around(0.5), "intervention.nats": nats}) for axes in (A, B))
+    paired = told(one, score="detection", than="intervention", **{"is": "above"})
+    claim = {"score": "detection", "cells": A, "than": "intervention", "than_cells": B, "is": "above"}
+    for found in (paired, told(one, two, **claim)):
+        low, high = found.ci95
+        assert found.difference == pytest.approx(3.5) and 3.3 < low < 3.5 < high < 3.7
+
+
 def test_claims_are_about_contestants_unless_they_name_a_baseline():
     cells = [cell(A, {"embedding.auroc": around(0.7)}), cell(B, {"embedding.auroc": around(0.5)}, baseline="neurons")]
     found = told(*cells, score="embedding", **{"is": "above"}, than_cells={"baseline": "neurons"})

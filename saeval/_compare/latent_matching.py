@@ -255,6 +255,8 @@ def _vectors(cell: RunCell, basis: Basis, model: str, embed: Embed, registry: Re
     alive = _alive(source, len(vectors))
     if alive is None:
         return Vectors(list(range(len(vectors))), vectors)
+    if not alive.any():
+        raise InputError(f"{cell.name}: none of its latents fires on the run's corpus, so none can be compared")
     return Vectors(alive.nonzero()[0].tolist(), vectors[alive], int((~alive).sum()))
 
 

@@ -309,24 +309,29 @@ class _Claims:
 
     def _excess(self, basis: Basis, model: str, a: str, b: str) -> tuple[Floats, float]:
         """Return the cosines of matched latents of two cells, and the mean cosine of random pairs."""
-        found, random, _ = compare_vectors(
-            self.vectors(basis, model, a), self.vectors(basis, model, b), self.rng(basis, a, b)
-        )
+        x, y = self.vectors(basis, model, a), self.vectors(basis, model, b)
+        if x.shape[1] != y.shape[1]:
+            raise SaevalError(f"{a} and {b} are in different spaces: {x.shape[1]} and {y.shape[1]} dimensions")
+        found, random, _ = compare_vectors(x, y, self.rng(basis, a, b))
         return found.cosines, random
 
     def _vectors(self, basis: Basis, model: str, name: str) -> Floats:
         outcome = next(o for o in self.outcomes if o.cell.name == name)
         if basis == "explanations":
             texts = [e.text for x in outcome.records.latents if (e := outcome.explanation(MAIN, x.index))]
+            if not texts:
+                raise SaevalError(f"{name}: has no explanations to embed")
             return self.embed(model, texts)
         weights = outcome.cell.source.plugin.weights()
         directions = weights.directions() if basis == "decoder" else weights.encoder_directions()
         if directions is None:
             raise SaevalError(f"{name}: its coder has no {basis} directions")
         found: Floats = directions.detach().float().cpu().numpy()
-        return (
-            found[outcome.store.firings > 0] if outcome.store.latents is None else found
-        )  # without dead latents, which match nothing
+        if outcome.store.latents is None:
+            found = found[outcome.store.firings > 0]  # without dead latents, which match nothing
+        if not len(found):
+            raise SaevalError(f"{name}: none of its latents fires")
+        return found
 
 
 def _fits(outcome: CellState, wanted: CellFilter) -> bool:

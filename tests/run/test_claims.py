@@ -264,6 +264,22 @@ def test_coder_without_directions_leaves_similarity_open():
     assert found.outcome == "cannot be told" and "no decoder directions" in found.reason
 
 
+def test_cells_whose_latents_cannot_be_compared_leave_similarity_open():
+    def directions(name, d=16):
+        return cell({"coder": name}, {}, directions=np.random.default_rng(0).normal(size=(20, d)).astype(np.float32))
+
+    whole, dead, silent = map(directions, ("whole", "dead", "silent"))
+    dead.store = SimpleNamespace(path="dead", latents=None, firings=np.zeros(20))
+    silent.explanation = lambda variant, latent: None
+    for other, basis, why in (
+        (directions("narrow", 8), "decoder", "different spaces: 16 and 8 dimensions"),
+        (dead, "decoder", "none of its latents fires"),
+        (silent, "explanations", "has no explanations to embed"),
+    ):
+        found = told(whole, other, similarity=basis, **{"is": "above"})
+        assert found.outcome == "cannot be told" and why in found.reason
+
+
 def test_claims_without_anything_in_them_are_seldom_shown():
     rng = np.random.default_rng(0)
     outcomes = []

@@ -48,9 +48,9 @@ def mean_interval(
     draws can miss is `1 - (1-level)^(1/n)` with this confidence (the rule of three). If all values are equal, the
     interval extends as far as the mean would move if that share were at the end of the range. If only some are equal,
     it extends at least that far times the square of their share. Values count as equal if they differ by at most a
-    thousandth of the range. So the width is never zero, and values that differ only by noise get the width of equal
-    ones. A metric without bounds is assumed to reach to twice the largest absolute value; for a single value, the
-    interval is the metric's whole range.
+    thousandth of the range. So values that differ only by noise get the width of equal
+    ones. A metric without bounds is assumed to reach to twice the largest absolute value, so the width is zero only if
+    all its values are 0; for a single value, the interval is the metric's whole range.
 
     Above `MANY` values, the quantiles come from the Cornish-Fisher expansion of the resampled means. It is fast, and
     differs from resampling by less than two resamplings differ from each other.

@@ -118,23 +118,34 @@ def summarise(
 
 
 def _controls(task: Task, outcomes: Iterable[CellState]) -> Iterator[ControlContrast]:
-    """Yield trained minus control for each scorer's headline metric, control and stratum."""
+    """Yield trained minus control for each scorer's headline metric, control and stratum.
+
+    Cells of one coder (other explainers, judges or samplers) share their latents, so each latent counts once, with the
+    mean of its scores.
+    """
     if not task.controls:
         return
     compared = [o for o in outcomes if o.cell.baseline is None or o.cell.baseline in task.controls]
+    coders: dict[tuple[str | None, str], list[CellState]] = {}
+    for o in compared:
+        coders.setdefault((o.cell.baseline, str(o.store.path)), []).append(o)
     shares = {
-        o.cell.name: {latent.index: token_share(o.store, latent.index) for latent in o.records.latents}
-        for o in compared
+        key: {latent.index: token_share(o.store, latent.index) for o in same for latent in o.records.latents}
+        for key, same in coders.items()
     }
     for label, step in compared[0].cell.scorers.items():
         metric = step.part.plugin.metrics[0]
         if label.endswith(REPEATED) or metric.higher_is_better is None:
             continue
         cells = []
-        for o in compared:
-            scores = o.scored.get((label, MAIN), Scored()).values(metric.name)
-            l0 = o.l0 if o.store.latents is None else None
-            cells.append(ControlCell(o.cell.baseline, l0, scores, shares[o.cell.name]))
+        for key, same in coders.items():
+            found: dict[int, list[float]] = {}
+            for o in same:
+                for latent, score in o.scored.get((label, MAIN), Scored()).values(metric.name).items():
+                    found.setdefault(latent, []).append(score)
+            scores = {latent: sum(values) / len(values) for latent, values in found.items()}
+            l0 = same[0].l0 if same[0].store.latents is None else None
+            cells.append(ControlCell(key[0], l0, scores, shares[key]))
         yield from control_contrasts(label, metric, cells, derive_rng(task.run.seed, "controls", label))
 
 

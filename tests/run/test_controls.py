@@ -107,6 +107,21 @@ def test_every_report_says_where_trained_latents_stand_above_controls(run):
     assert "Trained against controls" in pages["index.html"]
 
 
+def test_a_latent_counts_once_however_many_cells_explain_it(spec, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    one = saeval.run(spec, out=tmp_path / "one")
+    explainers = [{"id": f"{k}-tokens", "k": k} for k in (3, 5)]
+    twice = {
+        **spec,
+        "matrix": {**spec["matrix"], "explainer": explainers},
+        "explainer": {"use": "top_tokens", "with": {"k": "${matrix.explainer.k}"}},
+    }
+    both = saeval.run(twice, out=tmp_path / "both")
+    assert len(both.cells) == 2 * len(one.cells)
+    assert [(c.n, c.p) for c in both.controls] == [(c.n, c.p) for c in one.controls]
+    assert both.controls[0].ci95 == pytest.approx(one.controls[0].ci95)
+
+
 def cells(rng, n, differences):
     """A trained coder and controls whose latents score that much less, with a standard deviation of .1."""
 

@@ -85,6 +85,7 @@ class ImportedCell:
             failed=tried - scored - scoring.skipped,
             skipped=scoring.skipped,
             unparsed=unparsed,
+            windows=self._windows(label),
             judge=scoring.judge,
         )
         for place, metric in enumerate(scoring.metrics):
@@ -96,6 +97,16 @@ class ImportedCell:
             rng = derive_rng(0, "interval", metric.name, name, label)
             rows.append(score_row(about, metric, given, rng, words=words, floors=Floors()))
         return rows
+
+    def _windows(self, label: str) -> tuple[int, int]:
+        """Return the numbers of windows that a scorer asked about and answered; 0 if it does not judge windows."""
+        judged = [o for score in self.scorings[label].scores.values() for o in score.outcomes]
+        answers = [o.predicted if o.status == "ok" else None for o in judged]
+        for row in self.judgements:  # of latents without a score
+            if (row["scorer"], row["variant"]) == (label, MAIN):
+                answers.append(row["predicted"] if row["status"] == "ok" else None)
+        answered = sum(answer is not None for answer in answers)
+        return (len(answers), answered) if answered or any(o.status != "ok" for o in judged) else (0, 0)
 
 
 @dataclass

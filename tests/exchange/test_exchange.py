@@ -120,7 +120,7 @@ def test_scores_come_back_as_they_were(run, tmp_path, format_):
              if (r.scorer, r.variant, r.metric) == ("detection", "explanation", "balanced_accuracy")]
             for x, name in ((before, cell), (result, other))
         )  # fmt: skip
-        for name in ("value", "median", "n", "tried", "failed", "unparsed", "coverage"):
+        for name in ("value", "median", "n", "tried", "failed", "unparsed", "coverage", "windows", "answered"):
             assert getattr(second, name) == pytest.approx(getattr(first, name)), name
         assert first.unparsed > 0
 
@@ -241,6 +241,7 @@ def test_delphi_scores_are_what_their_windows_say(tmp_path):
     assert one.subject == "some/model" and "some/judge" in one.explainer
     row = one.scores[0]
     assert (row.metric, row.value, row.unparsed) == ("balanced_accuracy", 0.75, 1)
+    assert row.answered == row.windows - 1 > 0 and row.unanswered > 0
     assert ten.counts["explained"] == 0 and one.counts["explained"] == 1
 
 

@@ -154,7 +154,7 @@ class Latent(Documented):
     density: float
     """Share of tokens on which it fires."""
     max_activation: float
-    """Its strongest activation."""
+    """Its strongest activation in whole windows of the sampler's length, which omit the remainder of a context."""
     mean_square: float | None = None
     """Mean of its squared activation over all tokens."""
     token_share: float

@@ -34,9 +34,10 @@ class Evaluate(OfScorer):
 
     @property
     def metrics(self) -> tuple[Metric, ...]:  # type: ignore[override]
-        """The metric of `evaluate`, then those of the judging scorer."""
+        """The metric of `evaluate`, then those of the judging scorer with other names."""
         name = self.metric.rstrip("/").rpartition("/")[2].removesuffix(".py")
-        return (Metric(name, self.higher_is_better, self.low, self.high), *super().metrics)
+        others = (metric for metric in super().metrics if metric.name != name)
+        return (Metric(name, self.higher_is_better, self.low, self.high), *others)
 
     @cached_property
     def _metric(self) -> Any:
@@ -64,4 +65,6 @@ class Evaluate(OfScorer):
         if self.result is None and len(found) != 1:
             return Score.failed(f"the metric returned {', '.join(found)}; set `result` to one of them")
         value = found[self.result] if self.result is not None else next(iter(found.values()))
-        return score.model_copy(update={"values": {self.metrics[0].name: float(value), **score.values}})
+        name = self.metrics[0].name
+        others = {other: known for other, known in score.values.items() if other != name}
+        return score.model_copy(update={"values": {name: float(value), **others}})

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import given, settings, strategies as st
 from saeval_plugins.samplers import saeval_samplers
 from saeval_plugins.scorers.detection import Detection
 from saeval_plugins.scorers.embedding import Embedding
+from saeval_plugins.scorers.evaluate import Evaluate
 from saeval_plugins.scorers.fuzzing import Fuzzing
 
 from saeval import BudgetExceeded, InputError, LLMError
@@ -675,3 +677,13 @@ def _fresh():
     from saeval.models.embeddings import _load
 
     return _Embedder(_load)
+
+
+@pytest.mark.parametrize("name", ["precision", "balanced_accuracy", "matthews"])
+def test_a_metric_of_evaluate_keeps_its_value_beside_one_of_the_same_name(name, records):
+    scorer = Evaluate(scorer=Detection(), metric=f"./{name}")
+    scorer.__dict__["_metric"] = SimpleNamespace(compute=lambda predictions, references: {name: 0.125})
+    found = score(scorer, records[0].score, rule_judge(), Explanation(text=planted_explanation(0)))
+    assert next(iter(found.values.items())) == (name, 0.125) and found.values["recall"] == 1
+    names = [metric.name for metric in scorer.metrics]
+    assert names[0] == name and len(set(names)) == len(names) and {"f1", "precision"} <= set(names)

@@ -37,11 +37,10 @@ def write(
         "and explanations of these windows.",
     ]
     for cell in cells:
-        document, empty = _document(result, cell, names)
+        document, omitted = _document(result, cell, names)
         if not document["evaluation_results"]:
             raise InputError(f"{cell.name}: has no score to export")
-        if empty:
-            lost.append(f"{cell.name}: {counted(empty, 'metric')} without a value omitted.")
+        lost += omitted
         developer, _, model = document["model_info"]["id"].rpartition("/")
         place = [f"saeval-{result.task}", developer or "unknown", model]
         digest = hashlib.sha256(f"{result.run_id} {result.spec_sha} {cell.name}".encode()).digest()
@@ -54,12 +53,20 @@ def write(
     return lost
 
 
-def _document(result: RunResult, cell: RunCell, names: Mapping[str, str]) -> tuple[dict[str, Any], int]:
-    """Return the record, and the number of metrics that it omits because they have no value."""
+def _document(result: RunResult, cell: RunCell, names: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the record, and a sentence about each kind of metric that it omits."""
     model = names.get("model", cell.result.subject) or "unknown"
     moment, now = ended(cell), time.time()
     rows = [row for rows in cell.rows().values() for row in rows]
     scored = [row for row in rows if row.value is not None]
+    directed = [row for row in scored if row.higher_is_better is not None]  # the schema requires a direction
+    omitted = []
+    if empty := len(rows) - len(scored):
+        omitted.append(f"{cell.name}: {counted(empty, 'metric is', 'metrics are')} omitted, which have no value.")
+    for row in scored:
+        if row.higher_is_better is None:
+            why = "neither high nor low values are better"
+            omitted.append(f"{cell.name}: {row.scorer}.{row.metric} is omitted: {why}.")
     about = {
         "task_version": result.task_version, "spec_sha": result.spec_sha, "run_id": result.run_id,
         "seed": str(result.seed), "synthetic": str(result.synthetic).lower(),
@@ -79,8 +86,8 @@ def _document(result: RunResult, cell: RunCell, names: Mapping[str, str]) -> tup
         },
         "eval_library": {"name": "saeval", "version": result.saeval_version or saeval.__version__},
         "model_info": _model(cell, model, names),
-        "evaluation_results": [_score(result, cell, row) for row in scored],
-    }, len(rows) - len(scored)
+        "evaluation_results": [_score(result, cell, row) for row in directed],
+    }, omitted
 
 
 def _model(cell: RunCell, model: str, names: Mapping[str, str]) -> dict[str, Any]:

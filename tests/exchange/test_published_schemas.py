@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import jsonschema
@@ -70,6 +71,18 @@ def test_every_eval_ever_record_follows_the_schema_and_keeps_interval_floor_and_
     assert record["evaluation_results"][1]["metric_config"]["max_score"] == "Infinity"
     export_run(run, "every-eval-ever", tmp_path / "again", cell="topk")
     assert [p.name for p in (tmp_path / "again").rglob("*.json")] == [file.name]
+
+
+def test_every_eval_ever_omits_metrics_of_which_neither_high_nor_low_values_are_better(run, tmp_path):
+    place = tmp_path / "run"
+    shutil.copytree(run, place)
+    result = json.loads((place / "results.json").read_text())
+    result["cells"][0]["scores"][1]["higher_is_better"] = None
+    (place / "results.json").write_text(json.dumps(result))
+    lost = export_run(place, "every-eval-ever", tmp_path / "out", cell="topk")
+    assert "topk: detection.accuracy is omitted: neither high nor low values are better." in lost
+    record = json.loads(next((tmp_path / "out").rglob("*.json")).read_text())
+    assert "detection.accuracy" not in str([r["evaluation_result_id"] for r in record["evaluation_results"]])
 
 
 def test_every_eval_ever_has_a_line_per_judged_window_that_leads_to_its_result(run, tmp_path):

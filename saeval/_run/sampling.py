@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
-from saeval._util import InputError, StoreError, counted, derive_rng
+from saeval._util import InputError, PluginError, StoreError, counted, derive_rng
 from saeval.records import CorpusFiring, Example, Flaw, LatentId, LatentRecord
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ def choose_records(
 
     Raises:
         InputError: If no latent can be sampled, or a listed one is not in the dictionary.
+        PluginError: If the sampler returns anything but a record or None.
         StoreError: If the sampler returns non-activating windows in contexts that the store does not cover.
     """
     wanted = cell.latents
@@ -150,6 +151,10 @@ def choose_records(
         record = cell.sampler.plugin.sample(store, latent, derive_rng(seed, "sample", str(latent)))
         if record is None:
             return None
+        if not isinstance(record, LatentRecord):
+            raise PluginError(
+                f"the sampler {cell.sampler.loaded.id} returned {type(record).__name__} instead of LatentRecord or None"
+            )
         _check_silence(record, store, cell.sampler.label)
         if cofiring:
             from saeval._run.cofiring import with_cofiring

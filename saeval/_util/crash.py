@@ -5,12 +5,16 @@ from __future__ import annotations
 import time
 import traceback
 from contextlib import suppress
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from saeval._util.assets import cache_dir
 from saeval._util.errors import InternalError
 from saeval._util.limits import shortage
 from saeval._util.secrets import without_secrets
+
+SINGLE_FILE = "saeval_local_"
+"""What the module name of a single-file plugin begins with."""
 
 
 def internal_error(error: Exception, log: Path | None = None) -> InternalError:
@@ -27,10 +31,25 @@ def internal_error(error: Exception, log: Path | None = None) -> InternalError:
     written = next((place for place in (log, own) if place is not None and _added(place, text)), None)
     where = f"the traceback is in {written}" if written else "no log could be written"
     line = " ".join(without_secrets(str(error)).split())[:200] or "no reason given"
+    what = f"({type(error).__name__}: {line})"
+    if (place := _plugin_place(error)) is not None:
+        return InternalError(
+            f"the plugin code at {place} raised an error {what}; {where}. Fix the plugin, or tell its author"
+        )
     return InternalError(
-        f"an unexpected error occurred ({type(error).__name__}: {line}); {where}. Please report it, "
-        "with that log and the task spec"
+        f"an unexpected error occurred {what}; {where}. Please report it, with that log and the task spec"
     )
+
+
+def _plugin_place(error: Exception) -> str | None:
+    """Return file and line of the innermost code of a plugin that saeval does not ship; None if none was running."""
+    modules = {entry.module.partition(".")[0] for entry in entry_points(group="saeval")} - {"saeval_plugins"}
+    found = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        module = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if module in modules or module.startswith(SINGLE_FILE):
+            found = f"{Path(frame.f_code.co_filename).name}:{line}"
+    return found
 
 
 def _added(place: Path, text: str) -> bool:

@@ -10,7 +10,7 @@ SaevalError
 ├── LLMError              a call that failed; `.retryable` says whether a retry can help
 │   └── Refused           the model answered, but declined
 ├── BudgetExceeded        the spending limit is reached; the run can be resumed
-└── InternalError         another library, or saeval itself, failed unexpectedly; the log contains the traceback
+└── InternalError         a plugin, a library or saeval itself failed unexpectedly; the log contains the traceback
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class BudgetExceeded(SaevalError):
 
 
 class InternalError(SaevalError):
-    """An unexpected failure in saeval or a library; the log that it names has the traceback."""
+    """An unexpected failure in a plugin, a library or saeval; the log that it names has the traceback."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ import inspect
 import os
 import re
 import sys
+import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pluggy
 
-from saeval._util import InputError, PluginError, did_you_mean, os_reason, refuse_pipe
+from saeval._util import SINGLE_FILE, InputError, PluginError, did_you_mean, os_reason, refuse_pipe
 from saeval.plugin import hookspecs
 from saeval.plugin.neighbours import importable_neighbours, neighbours_hash
 from saeval.plugin.source_code import code_hash, installed_from_folder
@@ -343,8 +344,16 @@ def _distribution(entry: EntryPoint) -> str | None:
 
 
 def _sentence(error: BaseException) -> str:
-    """Name and text of an exception on one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    """Name and text of an exception on one line, and the file and line that raised it."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = text.partition(" For further information visit")[0]  # pydantic's link
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith("<frozen") and "pydantic" not in Path(frame.filename).parts
+    ]
+    place = Path(frames[-1].filename)
+    return text if place == Path(__file__) else f"{text} ({place.name}:{frames[-1].lineno})"
 
 
 def _shown(plugin_id: str) -> str:
@@ -454,8 +463,16 @@ def _check_class(cls: Any, kind: str, base: Any) -> None:
         raise _Broken(f"{cls.__name__} has no name; write `name = {cls.__name__.lower()!r}`")
     if not _NAME.fullmatch(name):
         raise _Broken(f"{cls.__name__}: {name!r} is not a valid name; use lower-case letters, digits and underscores")
+    attributes = {attribute for above in base.__mro__ for attribute in getattr(above, "__class_vars__", ())}
+    if annotated := sorted(attributes & set(fields)):
+        raise _Broken(
+            f"{cls.__name__}: `{annotated[0]}` has an annotation, which makes it an option; write `{annotated[0]} = …`"
+        )
     if inspect.isabstract(cls):
         raise _Broken(f"{cls.__name__} does not implement {', '.join(sorted(getattr(cls, '__abstractmethods__', ())))}")
+    for method, ours in inspect.getmembers(base, inspect.isfunction):
+        if inspect.iscoroutinefunction(getattr(cls, method)) and not inspect.iscoroutinefunction(ours):
+            raise _Broken(f"{cls.__name__}: `{method}` is async, but nothing awaits it; write `def {method}`")
 
 
 def _from_file(kind: str, reference: str, base: Path) -> Loaded:
@@ -472,7 +489,7 @@ def _from_file(kind: str, reference: str, base: Path) -> Loaded:
     except OSError as error:
         raise PluginError(f"{kind} {reference!r}: {path} cannot be read ({os_reason(error)})") from None
     sha = hashlib.sha256(content).hexdigest()
-    spec = importlib.util.spec_from_file_location(f"saeval_local_{sha[:12]}", path)
+    spec = importlib.util.spec_from_file_location(f"{SINGLE_FILE}{sha[:12]}", path)
     assert spec is not None  # a .py path always has one
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # pydantic looks up annotations there
@@ -510,6 +527,8 @@ def options_error(cls: type[Plugin], error: ValidationError) -> list[tuple[tuple
             message = f"should be one of {item['ctx']['expected_tags']} (got {item['ctx']['tag']!r})"
         elif item["type"] == "missing":
             message = "is missing"
+        elif item["type"] == "frozen_instance":
+            message = "is assigned by the plugin's own __init__; declare options as fields, such as `k: int = 3`"
         else:
             message = re.sub(r"^Input should", "should", item["msg"].removeprefix("Value error, "))
             shown = repr(item["input"])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -45,6 +46,7 @@ from saeval.records import (
 from saeval.testing.planted import planted_explanation, planted_tokens, rule_explainer, rule_judge
 from saeval.testing.toys import ScriptedLLM, context, make_examples
 
+R = TypeVar("R")
 AnyPlugin = TypeVar("AnyPlugin", bound=Plugin)
 
 
@@ -84,7 +86,7 @@ def check_scorer(scorer: Scorer, llm: Callable[[], LanguageModel] | None = None,
 
     def score(model: LanguageModel, given: Examples = examples, seed: int = 0) -> Score:
         with _untouched(given):
-            result = asyncio.run(scorer.score(explanation, given, context(model, seed=seed, **lent)))
+            result = _awaited("score", scorer.score(explanation, given, context(model, seed=seed, **lent)), Score)
         _check_score(scorer, result, given)
         return result
 
@@ -128,7 +130,7 @@ def check_explainer(explainer: Explainer, llm: Callable[[], LanguageModel] | Non
 
     def explain(model: LanguageModel) -> Explanation:
         with _untouched(examples):
-            result = asyncio.run(explainer.explain(examples, context(model, **lent)))
+            result = _awaited("explain", explainer.explain(examples, context(model, **lent)), Explanation)
         assert Explanation.model_validate_json(result.model_dump_json()) == result, "the explanation is not JSON"
         assert bool(result.text.strip()) == (result.status == "ok"), f"status {result.status} with text {result.text!r}"
         assert result.status == "ok" or result.reason, f"status {result.status} without a reason"
@@ -162,6 +164,8 @@ def check_sampler(sampler: Sampler) -> None:
         for index in range(store.n_latents):
             latent = LatentId("planted", index)
             first, again = (sampler.sample(store, latent, derive_rng(0, "sample", index)) for _ in range(2))
+            for record in (first, again):
+                assert record is None or isinstance(record, LatentRecord), _wrong("sample", record, LatentRecord)
             assert _content(first) == _content(again), f"latent {index}: the same seed gives other windows"
             if index in odd:
                 never_silent = store.firings[index] == store.n_tokens
@@ -424,6 +428,22 @@ def _useless_models() -> dict[str, LanguageModel]:
         "refused": raising(Refused("the model declined")),
         "failing": raising(LLMError("server error 500")),
     }
+
+
+def _awaited(method: str, answer: Awaitable[R], kind: type[R]) -> R:
+    """Return what a step's method returns, and refuse other types."""
+
+    async def wait() -> R:
+        return await answer
+
+    assert inspect.isawaitable(answer), f"`{method}` is not async; write `async def {method}`"
+    result = asyncio.run(wait())
+    assert isinstance(result, kind), _wrong(method, result, kind)
+    return result
+
+
+def _wrong(method: str, result: object, kind: type) -> str:
+    return f"`{method}` returned {type(result).__name__} instead of {kind.__name__}"
 
 
 def _check_score(scorer: Scorer, score: Score, examples: Examples) -> None:

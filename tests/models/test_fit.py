@@ -503,7 +503,10 @@ def test_what_nobody_foresaw_is_one_sentence_with_the_logs_path_and_exit_code_70
     spec = task(tmp_path / "t.yaml", model, sae, {"path": str(corpus), "context": 32})
     document = yaml.safe_load(spec.read_text()) | {"sampler": {"use": f"{tmp_path}/broken.py:Broken"}}
     spec.write_text(json.dumps(document))
-    with pytest.raises(saeval.SaevalError, match=r"KeyError: 'deep inside'.*run\.log"):
+    with pytest.raises(
+        saeval.SaevalError,
+        match=r"plugin code at broken\.py:8 raised .*KeyError: 'deep inside'.*run\.log. Fix the plugin, or tell its author",
+    ):
         saeval.run(spec, out=tmp_path / "a")
     done = CliRunner().invoke(main, ["run", "--task", str(spec), "--out", str(tmp_path / "b"), "--display", "none"])
     assert done.exit_code == 70 and "Traceback" not in done.output and str(tmp_path / "b/logs/run.log") in done.output

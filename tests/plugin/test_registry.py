@@ -113,6 +113,9 @@ def test_built_ins_import_no_third_party(install):
         (SCORER + "@hookimpl\ndef saeval_explainers():\n    return [Good]", "Good is not an explainer"),
         (SCORER + "@hookimpl\ndef saeval_scorers():\n    return [Good, Good]", "scorer 'acme/good' is defined twice"),
         (SCORER.replace('name = "good"', 'name: str = "good"') + HOOK, "`name` has an annotation, which makes it an option"),
+        (SCORER.replace("metrics =", "metrics: tuple =") + HOOK, "Good: `metrics` has an annotation, which makes it an option; write `metrics = …`"),
+        (SCORER.replace("    async def", "    async def needs(self): ...\n\n    async def") + HOOK, "Good: `needs` is async, but nothing awaits it; write `def needs`"),
+        (SCORER + "\nundefined\n" + HOOK, "NameError: name 'undefined' is not defined (saeval_acme.py:12)"),
         (SCORER.replace('name = "good"', "pass") + HOOK, "Good has no name"),
         (SCORER.replace('"good"', '"Good-1"') + HOOK, "'Good-1' is not a valid name"),
         (SCORER.replace("async def score", "async def scores") + HOOK, "Good does not implement score"),
@@ -289,11 +292,13 @@ def test_single_file_that_was_just_edited_is_not_run_from_old_bytecode(tmp_path,
         ("./mine.py:Goood", "mine.py has no class 'Goood', did you mean 'Good'"),
         ("./mine.py:helper", "classes, not instances"),
         ("./bad.py:X", "SyntaxError"),
+        ("./late.py:X", r"NameError: name 'undefined' is not defined \(late.py:2\)"),
     ],
 )
 def test_single_file_that_does_not_work_is_one_clear_sentence(tmp_path, name, expected):
     (tmp_path / "mine.py").write_text(SCORER + "\ndef helper(): ...\n")
     (tmp_path / "bad.py").write_text("def (")
+    (tmp_path / "late.py").write_text("\nundefined\n")
     with pytest.raises(PluginError, match=expected):
         Registry().get("scorer", name, base=tmp_path)
 
@@ -319,6 +324,25 @@ def test_wrong_option_within_an_option_is_told_alike():
     ((loc, message),) = options_error(sampler, error.value)
     assert loc == ("non_activating", "us")
     assert message == "no such option, did you mean 'use'?; non_activating has: use, n"
+
+
+def test_option_that_the_plugins_own_init_assigns_is_told_with_the_remedy():
+    from pydantic import ValidationError
+
+    from saeval.plugin import Tracker
+
+    class Own(Tracker):
+        name = "own"
+
+        def __init__(self, k=3):
+            self.k = k
+
+        def track(self, result, folder): ...
+
+    with pytest.raises(ValidationError) as error:
+        Own()
+    ((_, message),) = options_error(Own, error.value)
+    assert message == "is assigned by the plugin's own __init__; declare options as fields, such as `k: int = 3`"
 
 
 def test_missing_option_is_told():

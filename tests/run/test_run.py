@@ -257,6 +257,48 @@ def test_plugin_that_breaks_costs_its_latents_only(tmp_path, how, reason):
     assert reason in journal
 
 
+UNFIT_PLUGINS = """
+from saeval.plugin import ActivationSource, Explainer, Explanation, Sampler
+class Plain(Explainer):
+    name = "plain"
+    def explain(self, examples, context):
+        return Explanation(text="a word")
+class Listing(Sampler):
+    name = "listing"
+    def sample(self, store, latent, rng):
+        return [latent]
+class Idle(ActivationSource):
+    name = "idle"
+    def collect(self, writer):
+        pass
+class Broken(ActivationSource):
+    name = "broken"
+    def collect(self, writer):
+        raise KeyError("deep inside")
+"""
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "said"),
+    [
+        ("sampler", "Listing", r"the sampler local/listing returned list instead of LatentRecord or None"),
+        ("source", "Idle", r"the source wrote nothing; its `collect` must call `writer\.start`"),
+        ("source", "Broken", r"the plugin code at unfit\.py:18 raised an error \(KeyError: 'deep inside'\)"),
+    ],
+)
+def test_plugin_that_breaks_the_run_is_named_with_what_to_change(tmp_path, part, name, said):
+    (tmp_path / "unfit.py").write_text(UNFIT_PLUGINS)
+    with truthful_server() as server, pytest.raises(saeval.SaevalError, match=said):
+        saeval.run(spec(server, **{part: f"{tmp_path}/unfit.py:{name}"}), out=tmp_path / "run")
+
+
+def test_step_that_is_not_async_fails_with_what_to_write(tmp_path):
+    (tmp_path / "unfit.py").write_text(UNFIT_PLUGINS)
+    with truthful_server() as server:
+        result = saeval.run(spec(server, explainer=f"{tmp_path}/unfit.py:Plain", baselines=[]), out=tmp_path / "run")
+    assert any("`explain` is not async; write `async def explain`" in warning for warning in result.warnings)
+
+
 FIRST = {"select": "list", "indices": [0, 1, 2, 3, 4, 5]}
 
 UNUSUAL_RESULTS = """

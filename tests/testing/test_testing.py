@@ -231,6 +231,16 @@ class UnknownNeed(GoodScorer):
         return frozenset({"money"})
 
 
+class Plain(GoodScorer):
+    def score(self, explanation, examples, context):
+        return Score(values={"balanced_accuracy": 0.5})
+
+
+class Number(GoodScorer):
+    async def score(self, explanation, examples, context):
+        return 0.5
+
+
 @pytest.mark.parametrize(
     ("kind", "complaint"),
     [
@@ -245,6 +255,8 @@ class UnknownNeed(GoodScorer):
         (CautionsOfText, "not a list of sentences"),
         (NeedsOfList, "not a frozenset"),
         (UnknownNeed, "'money'"),
+        (Plain, "`score` is not async; write `async def score`"),
+        (Number, "`score` returned float instead of Score"),
     ],
 )
 def test_the_scorer_contract_catches(kind, complaint):
@@ -278,7 +290,21 @@ class Blank(Explainer):
         return Explanation(text=" ")
 
 
-@pytest.mark.parametrize(("kind", "complaint"), [(Inventive, "give an explanation"), (Blank, "with text")])
+class Text(Explainer):
+    name = "text"
+
+    async def explain(self, examples, context):
+        return "a text"
+
+
+@pytest.mark.parametrize(
+    ("kind", "complaint"),
+    [
+        (Inventive, "give an explanation"),
+        (Blank, "with text"),
+        (Text, "`explain` returned str instead of Explanation"),
+    ],
+)
 def test_the_explainer_contract_catches(kind, complaint):
     with pytest.raises(AssertionError, match=complaint):
         check_explainer(kind())
@@ -295,6 +321,8 @@ class BrokenSampler(Sampler):
         record = good.sample(store, latent, np.random.default_rng() if self.fault == "unseeded" else rng)
         if record is None:
             return None
+        if self.fault == "type":
+            return [record]
         if self.fault == "leak":
             object.__setattr__(record, "explain", record.score)
         if self.fault == "values":
@@ -312,6 +340,7 @@ class BrokenSampler(Sampler):
         ("leak", "both explain and score"),
         ("values", "not the store's"),
         ("count", "firings"),
+        ("type", "`sample` returned list instead of LatentRecord"),
     ],
 )
 def test_the_sampler_contract_catches(fault, complaint):

@@ -74,6 +74,7 @@ class ActivationWriter:
         self._share = share
         self._buffer: list[tuple[NDArray[np.unsignedinteger[Any]], NDArray[np.void]]] = []  # latents, pairs
         self._buffered = 0
+        self._started = False
         self._tallied: dict[str, Any] = {}
         self._known: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
         self._only: list[int] | None = None
@@ -109,6 +110,7 @@ class ActivationWriter:
         Returns:
             The context to start at; 0 unless resuming.
         """
+        self._started = True
         self._dataset, self._n_latents = dataset, n_latents
         self._tokens_before = np.concatenate([[0], np.cumsum(dataset.mask.sum(axis=1))])
         self.pair_type = pair_type(dataset.tokens.size)
@@ -250,10 +252,12 @@ class ActivationWriter:
         """Merge the pieces, write the manifest, and move the store to `path`.
 
         Raises:
-            StoreError: If contexts are missing.
+            StoreError: If contexts are missing, or the source never called `start`.
         """
         if self._adopted is not None:
             return self._copy(self._adopted)
+        if not self._started:
+            raise StoreError(f"{self.path.name}: the source wrote nothing; its `collect` must call `writer.start`")
         self._spill()
         if not self.complete:
             done, all_ = _contexts(self._pieces.all()), len(self._dataset.tokens)

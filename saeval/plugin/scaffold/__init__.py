@@ -37,7 +37,7 @@ def new(kind: str, name: str, *, single_file: bool = False, out: Path | None = N
     Args:
         kind: One of `saeval.plugin.kinds.KINDS`.
         name: What specs will call the plugin.
-        lone: Whether to make a single file, for `use: ./NAME.py:Class`.
+        single_file: Whether to make a single file, for `use: ./NAME.py:Class`.
         out: Folder to put it in; default: the current one.
 
     Returns:

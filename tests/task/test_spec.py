@@ -233,6 +233,18 @@ def test_spec_is_built_changed_and_run_without_yaml(tmp_path, monkeypatch):
         spec.changed({"latents.nn": 2})
 
 
+def test_written_spec_runs_from_any_folder_also_where_paths_have_no_slash(tmp_path):
+    for name in ("words.txt", "mine.py"):
+        (tmp_path / name).write_text("text")
+    for name in ("random", "store"):
+        (tmp_path / name).mkdir()
+    text = "source: {path: store, words: words.txt}\nsampler: random\nscorers: {mine: {use: 'mine.py:Mine'}}\n"
+    written = plain(read(tmp_path, text).data, absolute=True)
+    assert written["source"] == {"path": str(tmp_path / "store"), "words": str(tmp_path / "words.txt")}
+    assert written["sampler"] == "random"
+    assert written["scorers"]["mine"]["use"] == f"{tmp_path / 'mine.py'}:Mine"
+
+
 def test_shipped_spec_read_as_an_object_means_the_same():
     read, shipped = (
         load_task(t, registry=Registry(), check=False) for t in (saeval.Spec.read("quickstart"), "quickstart")

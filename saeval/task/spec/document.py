@@ -239,23 +239,26 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     return key, Located(parsed, None, 0) if isinstance(parsed, str) else parsed
 
 
-def plain(value: Any, *, absolute: bool = False) -> Any:
+def plain(value: Any, *, absolute: bool = False, key: str = "") -> Any:
     """Return spec data as plain values for YAML.
 
     Args:
         value: Data of a document.
         absolute: Whether paths relative to the spec file become absolute, so that the result can be run from any
             folder.
+        key: The key that the value belongs to.
     """
     if isinstance(value, dict):
-        return {str(k): plain(v, absolute=absolute) for k, v in value.items()}
+        return {str(k): plain(v, absolute=absolute, key=str(k)) for k, v in value.items()}
     if isinstance(value, list):
         return [plain(v, absolute=absolute) for v in value]
     if isinstance(value, Located):
-        if absolute and value.file and "/" in value:
+        if absolute and value.file:
             path, colon, rest = value.partition(":")
             beside = value.file.parent / path
-            if beside.exists():
+            # a bare word may be the name of a plugin or module, so a folder beside the spec is not enough
+            named = "/" in value or key == "path" or (beside.suffix and beside.is_file())
+            if named and beside.exists():
                 return f"{beside.resolve()}{colon}{rest}"
         return str(value)
     return value

@@ -26,7 +26,7 @@ def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict
         text = json.dumps({str(i): text for i, text in cell.texts.items()}, ensure_ascii=False, indent=1)
         write_atomic(root / (file_name(names.get("source", cell.hookpoint)) + _END), text)
         if cell.lost_explanations:
-            left = counted(cell.lost_explanations, "other or failed one is", "others and failed ones are")
+            left = counted(cell.lost_explanations, "other or failed explanation is", "other or failed explanations are")
             lost.append(f"{cell.name}: the files contain one explanation per latent: {left} omitted.")
         lost.append(f"{cell.name}: the files contain only explanations; scores, windows and explainers are omitted.")
     return lost

@@ -32,10 +32,8 @@ def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict
         hookpoint = file_name(names.get("source", cell.hookpoint))
         _write_explanations(cell, root / "explanations", hookpoint)
         if cell.lost_explanations:
-            lost.append(
-                f"{cell.name}: Delphi keeps one explanation per latent: "
-                f"{counted(cell.lost_explanations, 'other or failed one is', 'others and failed ones are')} omitted."
-            )
+            left = counted(cell.lost_explanations, "other or failed explanation is", "other or failed explanations are")
+            lost.append(f"{cell.name}: Delphi keeps one explanation per latent: {left} omitted.")
         lost += _write_scores(cell, root / "scores", hookpoint)
         config = {"model": names.get("model", cell.result.subject), "hookpoints": [hookpoint], "name": cell.name}
         write_atomic(root / "run_config.json", json.dumps(config, indent=4))

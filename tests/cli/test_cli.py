@@ -125,6 +125,17 @@ def test_run_prints_the_leaderboard_writes_its_files_and_resumes(saeval, tmp_pat
     assert json.loads(saeval("list", "runs", "--json").stdout) == []
 
 
+def test_undefined_metric_of_a_scored_latent_is_no_failure(saeval, tmp_path):
+    judge = {"model": "scripted/never", "reply": "[0, 0, 0, 0, 0]"}
+    with truthful_server() as server:  # which nobody asks
+        changes = {"llms": {"judge": judge}, "explainer": "top_tokens", "scorers": {"detection": {}}, "baselines": []}
+        shown = saeval("run", write(tmp_path / "task.yaml", server, **changes), "--out", "run")
+    assert "detection" in shown.stdout and "why latents failed" not in shown.stdout
+    (cell,) = json.loads((tmp_path / "run" / "results.json").read_text())["cells"]
+    failed = {row["metric"]: row["failed"] for row in cell["scores"]}
+    assert failed["precision"] and not failed["balanced_accuracy"]
+
+
 def test_default_directory_is_the_same_for_the_same_task(saeval, tmp_path):
     with truthful_server() as server:
         task = write(tmp_path / "task.yaml", server, baselines=[])

@@ -131,12 +131,15 @@ def show(
     if as_json:
         print_json({"name": loaded.id, "version": loaded.version, "package": loaded.distribution, "schema": schema})
         return
-    about = (loaded.cls.__doc__ or "").strip()
-    click.echo(f"{kind} {loaded.id}  ({loaded.distribution} {loaded.version})\n\n{about}\n\noptions:")
+    about = (loaded.cls.__doc__ or "no docstring").strip()
+    options = loaded.cls.model_fields
+    click.echo(f"{kind} {loaded.id}  ({loaded.distribution} {loaded.version})\n\n{about}\n")
+    click.echo("options:" if options else "no options")
     meanings = descriptions(loaded.cls)
-    for option, field in loaded.cls.model_fields.items():
+    for option, field in options.items():
         default = "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
-        click.echo(f"  {option}: {_type_name(field.annotation)}  ({default})\n      {meanings.get(option, '')}")
+        meaning = meanings.get(option, "no docstring")
+        click.echo(f"  {option}: {_type_name(field.annotation)}  ({default})\n      {meaning}")
 
 
 def _type_name(annotation: Any) -> str:

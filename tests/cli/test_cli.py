@@ -126,9 +126,13 @@ def test_run_prints_the_leaderboard_writes_its_files_and_resumes(saeval, tmp_pat
 
 
 def test_undefined_metric_of_a_scored_latent_is_no_failure(saeval, tmp_path):
-    judge = {"model": "scripted/never", "reply": "[0, 0, 0, 0, 0]"}
+    once = {
+        "match": "Explanation: .*(harbor|lantern|violin)",
+        "reply": "[1, 1, 1, 1, 1]",
+    }  # for other latents precision is undefined
+    judge = {"model": "scripted/rarely", "rules": [once], "reply": "[0, 0, 0, 0, 0]"}
+    changes = {"llms": {"judge": judge}, "explainer": "top_tokens", "scorers": {"detection": {}}, "baselines": []}
     with truthful_server() as server:  # which nobody asks
-        changes = {"llms": {"judge": judge}, "explainer": "top_tokens", "scorers": {"detection": {}}, "baselines": []}
         shown = saeval("run", write(tmp_path / "task.yaml", server, **changes), "--out", "run")
     assert "detection" in shown.stdout and "why latents failed" not in shown.stdout
     (cell,) = json.loads((tmp_path / "run" / "results.json").read_text())["cells"]
@@ -187,6 +191,10 @@ def test_validate_reports_all_mistakes_and_shipped_tasks_are_valid(saeval, tmp_p
 
 def test_show_preview_and_plugins(saeval, tmp_path):
     assert "batch: int" in saeval("show", "scorer", "detection").stdout
+    (tmp_path / "mine.py").write_text(
+        "from saeval.plugin import Tracker\n\n\nclass Mine(Tracker):\n    name = 'mine'\n    def track(self, r, f): ..."
+    )
+    assert saeval("show", "tracker", "./mine.py:Mine").stdout.split("\n", 1)[1] == "\nno docstring\n\nno options\n"
     assert yaml.safe_load(saeval("show", "task", "quickstart").stdout)["task"] == "quickstart"
     assert json.loads(saeval("plugins", "--json").stdout)[0]["status"] == "ok"
     with truthful_server() as server:

@@ -105,6 +105,7 @@ def test_single_file_is_valid_in_a_spec(tmp_path, kind):
         ("score", "its class would be called Score, which is taken"),
         ("scorer", "its class would be called Scorer, which is taken"),
         ("none", "its class would be called None, which is taken"),
+        ("class", "it is a keyword of Python"),
         ("plugins", "a module saeval_plugins is installed already"),
         ("local", "which saeval itself uses"),
         ("saeval", "which saeval itself uses"),

@@ -79,6 +79,10 @@ def _slots(kind: str, name: str) -> dict[str, str]:
     """Check the name, and return the values of the templates' slots."""
     if not _NAME.fullmatch(name):
         raise InputError(f"name {name!r}: use lower-case letters, digits and single underscores, as in 'word_count'")
+    if keyword.iskeyword(name):
+        raise InputError(
+            f"name {name!r}: it is a keyword of Python, so its module could not be imported; choose another"
+        )
     cls, dashed = class_name(name), name.replace("_", "-")
     if keyword.iskeyword(cls) or re.search(rf"\b{cls}\b", _template(f"{kind}.py")):
         raise InputError(f"name {name!r}: its class would be called {cls}, which is taken; choose another name")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import math
 import signal
 import threading
@@ -94,8 +95,11 @@ async def contained(call: Awaitable[T]) -> T:
     """Wait for a plugin's call.
 
     Raises:
-        PluginExit: If it raised `SystemExit`, a panic of another language, or `CancelledError` without being cancelled.
+        PluginExit: If it is nothing to wait for, or it raised `SystemExit`, a panic of another language, or
+            `CancelledError` without being cancelled.
     """
+    if not inspect.isawaitable(call):
+        raise PluginExit(f"the plugin's method returned {type(call).__name__} at once; write `async def`")
     try:
         return await call
     except (Exception, KeyboardInterrupt, GeneratorExit):

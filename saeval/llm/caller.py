@@ -218,6 +218,10 @@ class Caller:
                 raise LLMError(f"{self._model}: {error}") from error
             self._timeout.answered()
             self._waits.heard()
+            is_answer = isinstance(answer, question.shape)
+            if not is_answer:
+                what = f"returned {type(answer).__name__} instead of {question.shape.__name__}"
+                raise LLMError(f"{self._model}: the plugin {what}", lasting=True)
             if isinstance(answer, Reply):
                 answer = writable(answer)
                 self._check(answer)

@@ -38,6 +38,7 @@ from saeval.records import (
     LatentRecord,
     Ledger,
     LogprobRequest,
+    Reply,
     Request,
     RunResult,
     Score,
@@ -363,7 +364,10 @@ def _some_result(*, partial: bool) -> RunResult:
 
 async def _ask_everything(llm: LLM) -> None:
     try:
-        reply = await llm.complete(Request.of("What is the capital of France? Answer with one word.", max_tokens=8))
+        asked = llm.complete(Request.of("What is the capital of France? Answer with one word.", max_tokens=8))
+        assert inspect.isawaitable(asked), "`complete` is not async; write `async def complete`"
+        reply = await asked
+        assert isinstance(reply, Reply), _wrong("complete", reply, Reply)
         assert reply.text, "an empty answer is returned; raise LLMError"
         counts = (reply.usage.input_tokens, reply.usage.output_tokens, reply.usage.cached_tokens, reply.usage.usd or 0)
         assert min(counts) >= 0, f"usage {reply.usage} is negative"

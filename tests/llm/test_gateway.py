@@ -502,6 +502,25 @@ def test_plugin_that_exits_or_cancels_itself_fails_its_call(tmp_path, error, rea
     assert json.loads((tmp_path / "calls.jsonl").read_text())["status"] == "failed"
 
 
+def test_plugin_whose_answer_is_no_reply_is_told_what_to_return(tmp_path):
+    class Text(LLM):
+        name = "text"
+
+        async def complete(self, request):
+            return "Paris"
+
+    class Plain(LLM):
+        name = "plain"
+
+        def complete(self, request):
+            return Reply("Paris")
+
+    (failed,) = ask(gateway(tmp_path, Text(model="m")), Request.of("a"))
+    assert isinstance(failed, LLMError) and "text/m: the plugin returned str instead of Reply" in str(failed)
+    (failed,) = ask(gateway(tmp_path, Plain(model="m")), Request.of("a"))
+    assert isinstance(failed, LLMError) and "method returned Reply at once; write `async def`" in str(failed)
+
+
 def test_key_is_sent_but_never_written(tmp_path, client, caplog, capfd):
     with fake_server() as server:
         server.faults = [error(401, f"Incorrect API key provided: {CANARY}")]

@@ -288,6 +288,8 @@ class Parrot(LLM):
         return self.fault.startswith("score")
 
     async def complete(self, request):
+        if self.fault == "type":
+            return "Paris"
         if self.fault == "usage":
             return Reply("Paris", Usage(input_tokens=-1))
         return Reply("" if self.fault == "empty" else "Paris")
@@ -305,6 +307,7 @@ class Parrot(LLM):
     [
         ("empty", "an empty answer is returned; raise LLMError"),
         ("usage", "is negative"),
+        ("type", "`complete` returned str instead of Reply"),
         ("unsaid", "continuations are scored although `can_score` is False"),
         ("score few", "does not score every continuation"),
         ("score above", "above 0 or not finite"),
@@ -314,6 +317,16 @@ class Parrot(LLM):
 def test_the_language_model_contract_catches(fault, complaint):
     with pytest.raises(AssertionError, match=complaint):
         check_llm(Parrot(fault=fault))
+
+
+class PlainParrot(Parrot):
+    def complete(self, request):
+        return Reply("Paris")
+
+
+def test_language_model_that_is_not_async_is_told_what_to_write():
+    with pytest.raises(AssertionError, match="`complete` is not async; write `async def complete`"):
+        check_llm(PlainParrot())
 
 
 def test_language_model_that_answers_and_cannot_score_keeps_the_contract():

@@ -410,7 +410,10 @@ def _no_provider(model: str) -> str:
 
     provider, slash, rest = model.partition("/")
     if not slash:
-        return f"{model}: litellm does not know who serves this model; put the provider before it: openai/{model}"
+        return (
+            f"{model}: litellm does not know who serves this model; put the provider before it: openai/{model}, or "
+            f"openai_compatible/{model} for a server of your own"
+        )
     known = [str(getattr(each, "value", each)) for each in litellm.provider_list]
     alike = ", ".join(f"{name}/{rest}" for name in get_close_matches(provider, known, n=2))
     meant = f"did you mean {alike}?" if alike else f"put the provider before it, such as openai/{model}"

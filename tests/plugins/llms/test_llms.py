@@ -359,7 +359,10 @@ def test_batches_of_a_provider_that_has_none_fail_at_once(tmp_path):
     [
         ("opnai/gpt-4o-mini", "litellm knows no provider 'opnai'; did you mean openai/gpt-4o-mini"),
         ("my-lab/model", "litellm knows no provider 'my-lab'; put the provider before it, such as openai/my-lab/model"),
-        ("gpt-99", "litellm does not know who serves this model; put the provider before it: openai/gpt-99"),
+        (
+            "gpt-99",
+            "litellm does not know who serves this model; put the provider before it: openai/gpt-99, or openai_compatible/gpt-99 for a server of your own",
+        ),
     ],
 )
 def test_provider_that_litellm_does_not_know_ends_the_run_before_anything_is_collected(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from saeval._util import InputError
 from saeval.models.coders import HookPoint
-from saeval.models.made_for import plain_place
+from saeval.models.made_for import block_number, plain_place
 from saeval.models.transformer_lens_names import is_hook, transformer_lens_place
 
 
@@ -115,9 +115,21 @@ class ModuleTree:
             return HookPoint(path, "in" if site == "input" else "out")
         if is_hook(name):
             return transformer_lens_place(self, name)
-        close = difflib.get_close_matches(name.removeprefix(self._prefix), self.modules(), n=1, cutoff=0.4)
+        near = self._with_own_block(name.removeprefix(self._prefix))
+        close = difflib.get_close_matches(near, self.modules(), n=1, cutoff=0.4)
         hint = f"did you mean {close[0]!r}?" if close else f"its modules have names such as {self.modules()[-1]!r}"
         raise InputError(f"model {self.name} has no module {asked!r}; {hint}")
+
+    def _with_own_block(self, name: str) -> str:
+        """Return a module path with the block's path in this model (`layers.9.mlp` as `h.9.mlp`), if it names one."""
+        number = block_number(name)
+        try:
+            blocks = self.blocks()
+        except InputError:
+            return name
+        if number is None or number >= len(blocks):
+            return name
+        return f"{blocks[number]}{name.partition(f'.{number}')[2]}"
 
     def _path(self, name: str) -> str | None:
         relative = name

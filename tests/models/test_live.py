@@ -167,6 +167,13 @@ def test_names_of_no_place_say_what_to_do(llama, name, message):
         llama.hookpoint(name)
 
 
+def test_names_of_another_familys_blocks_are_answered_with_the_models_own(folders):
+    gpt2 = LiveModel.load(str(folders["gpt2"]))
+    for name, own in (("layers.1", "h.1"), ("model.layers.2.mlp.down_proj", "h.2.mlp.c_proj")):
+        with pytest.raises(InputError, match=f"did you mean '{own}'"):
+            gpt2.hookpoint(name)
+
+
 def test_widths_are_those_of_the_place(llama):
     assert [llama.width(llama.hookpoint(n)) for n in ("layers.1", "layers.1.mlp.down_proj.input", "lm_head")] == [
         16,

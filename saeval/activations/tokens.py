@@ -153,6 +153,10 @@ class Corpus(Documented):
     def _dataset_split(self) -> str:
         return self.split if self.split and self.split not in DIVISIONS else "train"
 
+    @property
+    def _division(self) -> str | None:
+        return self.split if self.split in DIVISIONS else None
+
     def check(self) -> None:
         """Check that a local corpus exists, is readable, and contains text.
 
@@ -205,10 +209,9 @@ class Corpus(Documented):
             InputError: If the corpus is missing or malformed.
         """
         notes = notes or Notes()
-        how = self.split if self.split in DIVISIONS else None
         repeated = Duplicates(self.dedup) if self.dedup else None
         carried = RoleMarks.carried if self.roles is not None else iter
-        for name, text in divided(self._read(template, notes, keep), how, notes, carried):
+        for name, text in divided(self._read(template, notes, keep), self._division, notes, carried):
             notes.documents += 1
             if repeated is not None and not repeated.is_new(text):
                 notes.duplicates += 1
@@ -221,7 +224,7 @@ class Corpus(Documented):
         """Return the first documents of a local corpus, conversations as plain text; empty for a hub dataset."""
         if self.local is None:
             return []
-        return [text for _, text in islice(self._read(_join, Notes()), n)]
+        return [text for _, text in islice(divided(self._read(_join, Notes()), self._division, Notes()), n)]
 
     def holds_chats(self) -> bool:
         """Return whether the first document of a local corpus is a conversation."""

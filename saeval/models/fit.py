@@ -108,6 +108,21 @@ class Fit(NamedTuple):
         if Tokenizer.from_file(str(file)).token_to_id(self.bos) is None:
             raise no_such_lead(self.bos)
 
+    def check_context(self, window: int) -> None:
+        """Check that a context is as long as a window.
+
+        Args:
+            window: Tokens per window.
+
+        Raises:
+            InputError: If it is shorter.
+        """
+        if self.context < window and not self.made_for.partial:
+            raise InputError(
+                f"contexts of {self.context} tokens are shorter than a window of {window}; set sampler.with.window to "
+                f"{self.context} or less, or corpus.context to {window} or more"
+            )
+
     def check_window(self, texts: Sequence[str], window: int) -> None:
         """Check that at least one text of the corpus is as long as a window.
 
@@ -127,7 +142,7 @@ class Fit(NamedTuple):
 
         tokenizer = Tokenizer.from_file(str(file))
         longest = max(len(tokenizer.encode(text, add_special_tokens=False).ids) for text in texts)
-        if min(longest, self.context) < window:
+        if longest < window:
             smaller = (
                 f"set sampler.with.window to {longest // 2} or less, or " if longest // 2 >= _SMALLEST_WINDOW else ""
             )

@@ -175,6 +175,23 @@ def test_rows_that_are_all_shorter_than_a_window_are_refused_by_validate_with_a_
     assert validate(spec, "--set", f"sampler.with.window={found[1]}")[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"context": 16}, "contexts of 16 tokens are shorter than a window of 32; set sampler.with.window to 16 or less"),
+        ({"per_document": 9}, "reads 9 tokens of a document, less than a window of 32; set it to 32 or more"),
+        ({"split": "lines"}, "no text is as long as a window of 32 tokens: the longest of 80 documents"),
+    ],
+)  # fmt: skip
+def test_windows_that_no_context_or_part_of_a_text_can_hold_are_refused_by_validate(tmp_path, model, options, said):
+    prose = rows(tmp_path / "prose.jsonl", ["\n".join(TEXT[i : i + 40] for i in range(20))] * 4)
+    corpus = {"path": str(prose), "context": 64, **options}
+    spec = task(tmp_path / "t.yaml", model, {"use": "neurons"}, corpus, hookpoint="layers.1")
+    code, found = validate(spec, "--set", "sampler.with.window=32")
+    assert code == 2 and said in " ".join(found.split())
+    assert validate(spec)[0] == 0
+
+
 # --- BOS and special tokens ---
 
 

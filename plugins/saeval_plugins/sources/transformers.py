@@ -118,10 +118,17 @@ class Transformers(ActivationSource):
         fit.check_model(self.corpus.first_texts(), chat=self.corpus.holds_chats())
 
     def check_window(self, window: int) -> None:
-        """Check that texts of a small corpus are long enough for windows, with the tokenizer of a local model."""
+        """Check that contexts are long enough for windows, and the texts of a small corpus, if the model is local."""
+        fit, most = self._fit(), self.corpus.per_document
+        fit.check_context(window)
+        if most is not None and most < window:
+            raise InputError(
+                f"corpus.per_document reads {most} tokens of a document, less than a window of {window}; set it to "
+                f"{window} or more, or sampler.with.window to {most} or less"
+            )
         texts = self.corpus.first_texts(_CHECKED)
         if len(texts) < _CHECKED:
-            self._fit().check_window(texts, window)
+            fit.check_window(texts, window)
 
     def cautions(self) -> list[str]:
         """Return warnings about differences between the coder's use and its training."""

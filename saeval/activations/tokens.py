@@ -477,7 +477,8 @@ def token_bytes(tokenizer: Any, ids: Sequence[int]) -> dict[int, bytes]:
     """
     names = tokenizer.convert_ids_to_tokens(list(ids))
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    decoder = repr(getattr(backend, "decoder", None))
+    # A tokenizer without decoder spells tokens as its pre-tokenizer does.
+    decoder = repr(getattr(backend, "decoder", None) or getattr(backend, "pre_tokenizer", None))
     if "ByteLevel" in decoder:
         table = _byte_of()
         added = set(getattr(tokenizer, "added_tokens_decoder", {}))  # plain text, not in the byte alphabet

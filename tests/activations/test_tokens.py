@@ -105,6 +105,22 @@ def test_tokens_that_mark_the_end_of_a_word_are_shown_with_a_space_after_it(deco
 
 
 def test_characters_without_pre_tokenizer_are_shown_as_they_are():
+def test_whole_words_that_look_like_sentencepiece_are_words():
+    from tokenizers import models, pre_tokenizers, trainers
+
+    trainer = trainers.WordLevelTrainer(special_tokens=["<unk>"], show_progress=False)
+    words = split_at_spaces(models.WordLevel(unk_token="<unk>"), trainer)
+    words.backend_tokenizer.model = models.WordLevel({"<unk>": 0, "sea": 1, "▁x": 2}, unk_token="<unk>")
+    words.backend_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    assert shown(words, "sea ▁x sea") == " sea ▁x sea"
+
+
+def test_byte_level_tokens_without_a_decoder_are_spelt_as_text():
+    plain = byte_level()
+    plain.backend_tokenizer.decoder = None
+    assert shown(plain, "the sea\n 日本 é") == "the sea\n 日本 é"
+
+
     from tokenizers import models, trainers
 
     trainer = trainers.BpeTrainer(vocab_size=30, special_tokens=["<unk>"], show_progress=False)

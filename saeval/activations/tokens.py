@@ -325,6 +325,7 @@ class Corpus(Documented):
         if self.roles is not None:
             mask &= self._counted(lengths, documents, within, mask.shape[1], len(lead))
             if not mask.any():
+        mask[:, : len(lead)] = False  # `bos` may name a token that is not special
                 raise marks.none_found()
         if not mask.any():
             raise InputError(

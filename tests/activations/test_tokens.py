@@ -517,6 +517,13 @@ def test_repeated_documents_are_dropped_and_counted(tmp_path, dedup, kept):
         words_of(*range(100), *range(1000, 1100)),  # a third of the runs are
         words_of(*range(2000, 2200)),
     ]
+def test_lead_that_is_an_ordinary_token_is_not_counted(tmp_path, tokenizer):
+    path = lines(tmp_path / "c.jsonl", [{"text": "the sea is blue and the sky"}] * 3)
+    leads = [Corpus(path=path, context=16, bos=bos).tokenize(tokenizer) for bos in ("<bos>", "a")]
+    assert leads[1].lead == 1 and not leads[1].mask[:, 0].any()
+    assert leads[0].n_tokens == leads[1].n_tokens
+
+
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     notes = Notes()

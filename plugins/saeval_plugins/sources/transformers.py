@@ -167,14 +167,14 @@ class Transformers(ActivationSource):
         if not 0 <= latent < coder.n_latents:
             raise InputError(f"there is no latent {latent} in a dictionary of {coder.n_latents} latents")
         tokenizer, special = subject.live.tokenizer, special_ids(subject.live.tokenizer)
-        found = []
+        lead, found = len(self._corpus.lead(tokenizer)), []
         for ids in self._corpus.contexts(text, tokenizer):
             with subject.live.lock, torch.inference_mode():
                 caught = subject.live.capture(torch.tensor([ids]), [subject.point])[subject.point].cpu()
             sparse = coder.encode(caught.flatten(0, 1) if coder.token_wise else caught)
             values, mine = torch.zeros(len(ids)), sparse.latents == latent
             values[sparse.rows[mine]] = sparse.values[mine].float()
-            shown = [k for k, token in enumerate(ids) if token not in special]
+            shown = [k for k, token in enumerate(ids) if k >= lead and token not in special]
             pieces = token_bytes(tokenizer, [ids[k] for k in shown])
             words = token_strings(pieces[ids[k]] for k in shown)
             found.append((words, values[shown].clamp(min=0.0).numpy()))

@@ -92,6 +92,27 @@ def corpus_files(path: Path, split: str = "train") -> list[Path]:
 def _kind(path: Path) -> str:
     """Return a file's suffix; for a compressed file, the suffix of its content."""
     compressed = path.suffix.lower() in _COMPRESSED
+def _saved_files(folder: Path) -> list[Path]:
+    """Return the files of a dataset that `save_to_disk` wrote.
+
+    Raises:
+        InputError: If the folder does not list its files, or has lost one.
+    """
+    listed = _loads(folder / "state.json")
+    try:
+        files = [folder / row["filename"] for row in listed["_data_files"]]
+    except (KeyError, TypeError):
+        raise InputError(f"corpus {folder}: state.json lists no data files; save the dataset again") from None
+    if lost := next((file for file in files if not file.is_file()), None):
+        raise InputError(f"corpus {folder}: the file {lost.name} of this saved dataset is missing; copy it again")
+    return files
+
+
+def read_by_suffix(files: Iterable[Path]) -> list[str]:
+    """Return the suffixes of the files that are plain text or tables, which content alone does not tell apart."""
+    return [kind for kind in map(_kind, files) if kind in (".txt", *_TABLES)]
+
+
     kind = (Path(path.stem).suffix if compressed else path.suffix).lower()
     return "" if compressed and kind in (".parquet", ".arrow") else _ALIKE.get(kind, kind)
 

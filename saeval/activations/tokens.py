@@ -17,7 +17,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from saeval._util import Documented, InputError, SpecPath, clean_text, content_hash, counted, file_sha256
 from saeval.activations.chat_roles import RoleMarks, tokens_within
-from saeval.activations.documents import DIVISIONS, corpus_files, divided, read_documents
+from saeval.activations.documents import DIVISIONS, corpus_files, divided, read_by_suffix, read_documents
 from saeval.activations.duplicates import Duplicates, Sameness
 from saeval.activations.row_texts import CHATS, Notes, Template, text_of
 from saeval.activations.streams import KeptRows
@@ -193,7 +193,10 @@ class Corpus(Documented):
             options["roles_version"] = _ROLES_VERSION
         if self.local is None:
             return options
-        return {**options, "sha256": content_hash(*map(file_sha256, corpus_files(self.local, self._dataset_split)))}
+        files = corpus_files(self.local, self._dataset_split)
+        if suffixes := read_by_suffix(files):
+            options["read_as"] = content_hash(*suffixes)
+        return {**options, "sha256": content_hash(*map(file_sha256, files))}
 
     def texts(
         self, template: Template | None = None, notes: Notes | None = None, keep: Path | None = None

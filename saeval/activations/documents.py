@@ -214,16 +214,16 @@ def _numbered(name: str, pieces: Iterable[str]) -> Iterator[Document]:
 def _parts(text: str) -> Iterator[str]:
     """Divide a text at ends of paragraphs, else of lines, sentences or words, depending on what is near enough."""
     part = min(PART, max(_SMALLEST, len(text) // 20))
-    while len(text) > 2 * part:
-        reach = {
-            end: 2 * (PART if end == _ENDS[0] else part) for end in _ENDS
-        }  # parts may be longer if they end with a paragraph
-        places = ((text.find(end, part, reach[end]), end) for end in _ENDS)
-        cut = next((place + len(end) for place, end in places if place >= 0), 2 * part)
-        yield text[:cut]
-        text = text[cut:]
-    if text:
-        yield text
+    # Parts may be longer if they end with a paragraph.
+    reach = {end: 2 * (PART if end == _ENDS[0] else part) for end in _ENDS}
+    start = 0
+    while len(text) - start > 2 * part:
+        places = ((text.find(end, start + part, start + reach[end]), end) for end in _ENDS)
+        cut = next((place + len(end) for place, end in places if place >= 0), start + 2 * part)
+        yield text[start:cut]
+        start = cut
+    if start < len(text):
+        yield text[start:]
 
 
 # --- Files ---

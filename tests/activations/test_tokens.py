@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from saeval import InputError
+from saeval.activations.documents import _parts
 from saeval.activations.row_texts import Notes
 from saeval.activations.tokens import token_bytes, token_strings
 from saeval.plugin import Corpus
@@ -529,6 +530,24 @@ def test_lead_that_is_an_ordinary_token_is_not_counted(tmp_path, tokenizer):
     notes = Notes()
     found = [text for _, text in Corpus(path=path, dedup=dedup).texts(notes=notes)]
     assert found == [texts[i] for i in kept]
+class Copied(str):
+    """Counts the characters of its slices, and of theirs."""
+
+    characters = 0
+
+    def __getitem__(self, key):
+        part = Copied(super().__getitem__(key))
+        Copied.characters += len(part)
+        return part
+
+
+def test_dividing_a_giant_text_copies_each_character_once():
+    text = Copied((SENTENCE + "\n\n") * 5000)
+    parts = list(_parts(text))
+    assert len(parts) > 50 and "".join(parts) == text
+    assert Copied.characters == len(text)
+
+
     assert (notes.duplicates, notes.documents) == (5 - len(kept), 5)
     assert any("duplicates of earlier ones" in said for said in notes.warnings()) == (dedup is not None)
 

@@ -125,7 +125,8 @@ def _no_text(row: Any, field: str) -> str:
     if any(len(name) > _LONGEST_NAME for name in have):
         way_out = "; the first line of a table must name its columns"
     elif texts:
-        way_out = f"; set corpus.field to {texts[0]!r}"
+        longest = max(texts, key=lambda name: len(row[name]))
+        way_out = f"; set corpus.field to {longest!r}"
     elif "input_ids" in have:
         way_out = ", which are already tokens; give the original text"
     if field in have:

@@ -416,7 +416,7 @@ def test_a_json_object_over_several_lines_is_one_row(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("columns.csv", b"number,body\n1,the sea\n", "it has: number, body; set corpus.field to 'number'"),
+        ("columns.csv", b"number,body\n1,the sea\n", "it has: number, body; set corpus.field to 'body'"),
         ("headless.csv", b"1," + b"the sea and the sky " * 9 + b"\n2,x\n", "the first line of a table must name its columns"),
         ("cut.jsonl.gz", gzip.compress(JSON_LINES.encode(), mtime=0)[:40], "damaged or cut off .*; copy it again"),
         ("cut.jsonl.xz", lzma.compress(JSON_LINES.encode() * 99)[:60], "damaged or cut off .*; copy it again"),

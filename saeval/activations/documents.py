@@ -11,13 +11,13 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from saeval._util import InputError
+from saeval._util import InputError, counted
 from saeval.activations.row_texts import CHATS, Fields, Notes, Template, text_of
 
 T = TypeVar("T")
@@ -41,6 +41,7 @@ _NOT_TEXT = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_d
 _ENDS = ("\n\n", "\n", ". ", " ")
 _TABLES = {".csv": ",", ".tsv": "\t"}
 _LONGEST_CELL = 1 << 30  # characters of a table's cell
+_ARROW_FILE = b"ARROW1"  # first bytes of an Arrow file, which a stream of the same suffix lacks
 
 
 # --- Which files ---
@@ -68,13 +69,15 @@ def corpus_files(path: Path, split: str = "train") -> list[Path]:
         return [path]
     if (path / "dataset_dict.json").exists():
         splits = sorted(folder.name for folder in path.iterdir() if (folder / "state.json").exists())
+        if not splits:
+            raise InputError(f"corpus {path}: this saved dataset has lost the folders of its splits; copy it again")
         if split not in splits:
             raise InputError(
                 f"corpus {path}: it has no split {split!r}; set corpus.split to one of: {', '.join(splits)}"
             )
         return corpus_files(path / split)
     if (path / "state.json").exists():
-        return [path / row["filename"] for row in _loads(path / "state.json")["_data_files"]]
+        return _saved_files(path)
     found = [f for f in sorted(path.rglob("*")) if f.is_file() and _kind(f) in _READERS and f.name not in _NOT_TEXT]
     found = [f for f in found if not any(part.startswith(".") for part in f.relative_to(path).parts)]
     for kinds in (
@@ -89,9 +92,6 @@ def corpus_files(path: Path, split: str = "train") -> list[Path]:
     raise InputError(f"corpus {path}: this folder has no {', '.join(_READERS)} files; it contains {there}")
 
 
-def _kind(path: Path) -> str:
-    """Return a file's suffix; for a compressed file, the suffix of its content."""
-    compressed = path.suffix.lower() in _COMPRESSED
 def _saved_files(folder: Path) -> list[Path]:
     """Return the files of a dataset that `save_to_disk` wrote.
 
@@ -113,6 +113,9 @@ def read_by_suffix(files: Iterable[Path]) -> list[str]:
     return [kind for kind in map(_kind, files) if kind in (".txt", *_TABLES)]
 
 
+def _kind(path: Path) -> str:
+    """Return a file's suffix; for a compressed file, the suffix of its content."""
+    compressed = path.suffix.lower() in _COMPRESSED
     kind = (Path(path.stem).suffix if compressed else path.suffix).lower()
     return "" if compressed and kind in (".parquet", ".arrow") else _ALIKE.get(kind, kind)
 
@@ -155,7 +158,7 @@ def _whole_text(name: str, file: Path, field: Fields) -> Iterator[Document]:
     with _opened(file) as lines:
         first = lines.readline()
     with suppress(ValueError):
-        row = json.loads(first)
+        row = _parsed(first)
         named = (field, *CHATS) if isinstance(field, str) else field
         if isinstance(row, dict) and any(name in row for name in named):
             raise InputError(f"corpus {file}: contains JSON lines; rename it to end in .jsonl")
@@ -265,10 +268,26 @@ _COMPRESSED: dict[str, Callable[[Path], Any]] = {
 }
 
 
+def _parsed(text: str) -> Any:
+    """Parse JSON.
+
+    Raises:
+        json.JSONDecodeError: If it is malformed, nested too deeply, or has a number that Python does not read.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError:
+        raise json.JSONDecodeError("it is nested too deeply", text, 0) from None
+    except ValueError:
+        raise json.JSONDecodeError("it has a number with too many digits", text, 0) from None
+
+
 def _loads(path: Path) -> Any:
     with _opened(path) as file:
         try:
-            return json.load(file)
+            return _parsed(file.read())
         except json.JSONDecodeError as error:
             raise InputError(f"corpus {path}:{error.lineno}: not JSON ({error.msg})") from None
 
@@ -290,7 +309,7 @@ def _is_one_object(path: Path) -> bool:
         first = next((line for line in lines if line.strip()), "")
         more = any(line.strip() for line in lines)
     try:
-        row = json.loads(first)
+        row = _parsed(first)
     except json.JSONDecodeError:
         return first.strip() == "{"
     return not more and _listed(row) != [row]
@@ -328,7 +347,7 @@ def _lines_of_json(path: Path) -> Iterator[tuple[str, str, Any]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = _parsed(line)
             except json.JSONDecodeError as error:
                 raise InputError(f"corpus {path}:{number}: not JSON ({error.msg})") from None
             yield _name(row, number), f"{path}:{number}", row
@@ -342,16 +361,31 @@ def _table_rows(path: Path) -> Iterator[tuple[str, str, Any]]:
     usual = _TABLES[_kind(path)]
     delimiter = next((mark for mark in (usual, ";", "\t", "|") if mark in header), usual)
     with _opened(path) as file:
-        rows = csv.DictReader(file, delimiter=delimiter)
+        rows = csv.DictReader(file, delimiter=delimiter, strict=True)
         try:
             for number, row in enumerate(rows, 1):
+                if any(row.pop(None, ())):
+                    raise InputError(f"corpus {path}:{rows.line_num}: {_too_many_cells(rows.fieldnames, delimiter)}")
                 yield _name(row, number), f"{path}:{rows.line_num}", row
         except csv.Error as error:
-            raise InputError(f"corpus {path}:{rows.line_num}: not a table ({error})") from None
+            raise InputError(
+                f"corpus {path}:{rows.line_num + 1}: not a table ({error}); enclose the text in double quotes, and "
+                "double those within it"
+            ) from None
+
+
+def _too_many_cells(columns: Sequence[str] | None, delimiter: str) -> str:
+    if not columns:
+        return "the first line of a table must name its columns, but it is empty"
+    return (
+        f"this row has more cells than the {counted(len(columns), 'column')} of the first line; enclose text that "
+        f"contains {delimiter!r} in double quotes"
+    )
 
 
 def _name(row: Any, number: int) -> str:
-    return str(row.get("id", number)) if isinstance(row, Mapping) else str(number)
+    named = row.get("id") if isinstance(row, Mapping) else None
+    return str(number if named is None else named)
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, str, Any]]:
@@ -361,12 +395,18 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, str, Any]]:
 
 
 def _arrow_rows(path: Path) -> Iterator[tuple[str, str, Any]]:
-    """Yield the rows of an Arrow stream, the format that `datasets` writes."""
+    """Yield the rows of an Arrow stream, the format that `datasets` writes, or of an Arrow file (Feather)."""
     import pyarrow as pa
 
     def batches() -> Iterable[Any]:
         with pa.memory_map(str(path)) as file:
-            yield from pa.ipc.open_stream(file)
+            if file.read(len(_ARROW_FILE)) != _ARROW_FILE:
+                file.seek(0)
+                yield from pa.ipc.open_stream(file)
+                return
+            reader = pa.ipc.open_file(file)
+            for number in range(reader.num_record_batches):
+                yield reader.get_batch(number)
 
     yield from _arrow_batches(path, batches)
 
@@ -380,7 +420,7 @@ def _arrow_batches(path: Path, batches: Callable[[], Iterable[Any]]) -> Iterator
             for row in batch.to_pylist():
                 yield str(number), f"{path}, row {number}", row
                 number += 1
-    except (ArrowException, OSError) as error:
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
         line = (str(error).splitlines() or ["no reason given"])[0]
         raise InputError(f"corpus {path}: not a readable {path.suffix[1:].capitalize()} file ({line})") from error
 

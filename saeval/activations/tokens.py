@@ -325,10 +325,10 @@ class Corpus(Documented):
             )
         special = special_ids(tokenizer)
         mask = (np.arange(tokens.shape[1]) < lengths[:, None]) & ~np.isin(tokens, sorted(special))
+        mask[:, : len(lead)] = False  # `bos` may name a token that is not special
         if self.roles is not None:
             mask &= self._counted(lengths, documents, within, mask.shape[1], len(lead))
             if not mask.any():
-        mask[:, : len(lead)] = False  # `bos` may name a token that is not special
                 raise marks.none_found()
         if not mask.any():
             raise InputError(
@@ -496,12 +496,12 @@ def token_bytes(tokenizer: Any, ids: Sequence[int]) -> dict[int, bytes]:
             i: name[2:].encode() if name.startswith("##") else b" " + name.encode()
             for i, name in zip(ids, names, strict=True)
         }
+    if backend is not None and _loses_spaces(backend):
+        return {i: _word_bytes(backend.model, name) for i, name in zip(ids, names, strict=True)}
     if any(name.startswith("▁") for name in names) or "▁" in decoder:
         return {i: _sentencepiece_bytes(name) for i, name in zip(ids, names, strict=True)}
     if end := _WORD_END.search(decoder):
         return {i: name.replace(end[1], " ").encode() for i, name in zip(ids, names, strict=True)}
-    if backend is not None and _loses_spaces(backend):
-        return {i: _word_bytes(backend.model, name) for i, name in zip(ids, names, strict=True)}
     return {i: tokenizer.decode([i]).encode() for i in ids}
 
 

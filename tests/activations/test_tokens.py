@@ -105,7 +105,6 @@ def test_tokens_that_mark_the_end_of_a_word_are_shown_with_a_space_after_it(deco
     assert shown(gpt1, "a ship  sails\nfar") == "a ship sails far "
 
 
-def test_characters_without_pre_tokenizer_are_shown_as_they_are():
 def test_whole_words_that_look_like_sentencepiece_are_words():
     from tokenizers import models, pre_tokenizers, trainers
 
@@ -122,6 +121,7 @@ def test_byte_level_tokens_without_a_decoder_are_spelt_as_text():
     assert shown(plain, "the sea\n 日本 é") == "the sea\n 日本 é"
 
 
+def test_characters_without_pre_tokenizer_are_shown_as_they_are():
     from tokenizers import models, trainers
 
     trainer = trainers.BpeTrainer(vocab_size=30, special_tokens=["<unk>"], show_progress=False)
@@ -426,6 +426,12 @@ def test_a_json_object_over_several_lines_is_one_row(tmp_path):
         ("packed.jsonl", gzip.compress(b"{}", mtime=0), r"is compressed \(gzip\); rename it to end in .gz"),
         ("table.txt", b"PAR1" + bytes(99), "is a Parquet file; rename it to end in .parquet"),
         ("lines.txt", JSON_LINES.encode(), "contains JSON lines; rename it to end in .jsonl"),
+        ("commas.csv", b"text\nthe sea, is blue\n", r"commas.csv:2: this row has more cells .*',' in double quotes"),
+        ("blank-line.csv", b"\ntext\nthe sea\n", "first line of a table must name its columns, but it is empty"),
+        ("unclosed.csv", b'text\n"the sea\nthe sky\n', r"unclosed.csv:2: not a table .*in double quotes, and double those"),
+        ("quotes.csv", b'text\n"The" sea\n', "not a table .*in double quotes, and double those within it"),
+        ("deep.jsonl", b'{"text": ' + b"[" * 100_000 + b"}\n{}", r"deep.jsonl:1: not JSON \(it is nested too deeply\)"),
+        ("digits.jsonl", b'{"n": ' + b"1" * 5000 + b"}\n{}", r"digits.jsonl:1: not JSON \(it has a number with too many"),
         ("blank.txt", b" \n" * 99, "has no text"),
         ("blank.jsonl", b'{"text": ""}\n' * 99, "has no text under 'text'"),
     ],
@@ -434,6 +440,60 @@ def test_files_that_hold_no_text_are_refused_with_the_way_out(tmp_path, name, co
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=said):
         Corpus(path=tmp_path / name).check()
+
+
+def test_empty_cells_behind_the_last_column_are_no_text(tmp_path):
+    (tmp_path / "c.csv").write_text("text,id\nthe sea,1,,\nthe sky,2,\n")
+    assert [text for _, text in read(tmp_path / "c.csv")] == ["the sea", "the sky"]
+
+
+def test_text_that_begins_like_deep_json_is_text(tmp_path):
+    (tmp_path / "c.txt").write_text("[" * 100_000)
+    assert "".join(text for _, text in read(tmp_path / "c.txt")) == "[" * 100_000
+
+
+def test_rows_of_arrow_files_and_of_arrow_streams_are_the_same(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    rows = pa.Table.from_pylist(ROWS)
+    for name, opened in (("file.arrow", pa.ipc.new_file), ("stream.arrow", pa.ipc.new_stream)):
+        with opened(str(tmp_path / name), rows.schema) as written:
+            written.write_table(rows, max_chunksize=2)
+        assert [text for _, text in read(tmp_path / name)] == [row["text"] for row in ROWS]
+
+
+def test_column_that_is_not_utf_8_is_one_clear_sentence(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    latin = pa.Array.from_buffers(pa.string(), 1, pa.array(["fährt".encode("latin-1")]).buffers())
+    pq.write_table(pa.table({"text": latin}), tmp_path / "c.parquet")
+    with pytest.raises(InputError, match="not a readable Parquet file .*'utf-8' codec can't decode"):
+        read(tmp_path / "c.parquet")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("state.json", {}, "state.json lists no data files; save the dataset again"),
+        ("state.json", {"_data_files": [{"filename": "a.arrow"}]}, "the file a.arrow .* is missing; copy it again"),
+        ("dataset_dict.json", {"splits": ["train"]}, "has lost the folders of its splits; copy it again"),
+    ],
+)
+def test_saved_datasets_that_are_not_whole_are_refused(tmp_path, file, content, said):
+    (tmp_path / file).write_text(json.dumps(content))
+    with pytest.raises(InputError, match=said):
+        Corpus(path=tmp_path).check()
+
+
+def test_rows_whose_id_is_null_are_named_by_their_number(tmp_path):
+    path = lines(tmp_path / "c.jsonl", [{"id": None, "text": "the sea"}, {"id": 0, "text": "the sky"}])
+    assert [name for name, _ in read(path)] == ["1", "0"]
+
+
+def test_fingerprint_follows_the_way_a_file_is_read(tmp_path):
+    for content, names in ((json.dumps(ROWS), ("a.txt", "a.json")), ("text\nthe sea\n", ("b.txt", "b.csv", "b.tsv"))):
+        for name in names:
+            (tmp_path / name).write_text(content)
+        found = [json.dumps(Corpus(path=tmp_path / name).fingerprint(), sort_keys=True) for name in names]
+        assert len(set(found)) == len(names)
 
 
 def test_what_names_no_dataset_and_no_way_to_divide_text_is_refused_by_check(tmp_path):
@@ -457,10 +517,35 @@ def test_special_tokens_alone_are_no_text(tmp_path, tokenizer):
         Corpus(path=path, context=16).tokenize(tokenizer)
 
 
+def test_lead_that_is_an_ordinary_token_is_not_counted(tmp_path, tokenizer):
+    path = lines(tmp_path / "c.jsonl", [{"text": "the sea is blue and the sky"}] * 3)
+    leads = [Corpus(path=path, context=16, bos=bos).tokenize(tokenizer) for bos in ("<bos>", "a")]
+    assert leads[1].lead == 1 and not leads[1].mask[:, 0].any()
+    assert leads[0].n_tokens == leads[1].n_tokens
+
+
 def test_a_folder_without_text_is_refused_with_what_is_in_it(tmp_path):
     (tmp_path / "picture.png").write_bytes(b"x")
     with pytest.raises(InputError, match=r"this folder has no \.txt, .* files; it contains picture\.png"):
         Corpus(path=tmp_path).check()
+
+
+class Copied(str):
+    """Counts the characters of its slices, and of theirs."""
+
+    characters = 0
+
+    def __getitem__(self, key):
+        part = Copied(super().__getitem__(key))
+        Copied.characters += len(part)
+        return part
+
+
+def test_dividing_a_giant_text_copies_each_character_once():
+    text = Copied((SENTENCE + "\n\n") * 5000)
+    parts = list(_parts(text))
+    assert len(parts) > 50 and "".join(parts) == text
+    assert Copied.characters == len(text)
 
 
 def test_one_text_is_divided_into_documents_unless_that_is_not_wanted(tmp_path, tokenizer):
@@ -518,36 +603,11 @@ def test_repeated_documents_are_dropped_and_counted(tmp_path, dedup, kept):
         words_of(*range(100), *range(1000, 1100)),  # a third of the runs are
         words_of(*range(2000, 2200)),
     ]
-def test_lead_that_is_an_ordinary_token_is_not_counted(tmp_path, tokenizer):
-    path = lines(tmp_path / "c.jsonl", [{"text": "the sea is blue and the sky"}] * 3)
-    leads = [Corpus(path=path, context=16, bos=bos).tokenize(tokenizer) for bos in ("<bos>", "a")]
-    assert leads[1].lead == 1 and not leads[1].mask[:, 0].any()
-    assert leads[0].n_tokens == leads[1].n_tokens
-
-
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     notes = Notes()
     found = [text for _, text in Corpus(path=path, dedup=dedup).texts(notes=notes)]
     assert found == [texts[i] for i in kept]
-class Copied(str):
-    """Counts the characters of its slices, and of theirs."""
-
-    characters = 0
-
-    def __getitem__(self, key):
-        part = Copied(super().__getitem__(key))
-        Copied.characters += len(part)
-        return part
-
-
-def test_dividing_a_giant_text_copies_each_character_once():
-    text = Copied((SENTENCE + "\n\n") * 5000)
-    parts = list(_parts(text))
-    assert len(parts) > 50 and "".join(parts) == text
-    assert Copied.characters == len(text)
-
-
     assert (notes.duplicates, notes.documents) == (5 - len(kept), 5)
     assert any("duplicates of earlier ones" in said for said in notes.warnings()) == (dedup is not None)
 

@@ -6,7 +6,7 @@ import codecs
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -158,7 +158,7 @@ class Corpus(Documented):
         return self.split if self.split in DIVISIONS else None
 
     def check(self) -> None:
-        """Check that a local corpus exists, is readable, and contains text.
+        """Check that a local corpus exists, is readable, and contains text, of one of the roles if there are any.
 
         Raises:
             InputError: If not.
@@ -171,6 +171,20 @@ class Corpus(Documented):
             raise InputError(f"corpus.split: {self.split!r} is not a way to divide text; use {', '.join(DIVISIONS)}")
         if not any(text.strip() for _, text in self._read(_join, Notes())):
             raise InputError(f"corpus {self.local}: has no text under {self.field!r}")
+        if self.roles is not None:
+            self._check_roles(self.roles)
+
+    def _check_roles(self, roles: Collection[str]) -> None:
+        """Check that a local corpus has a turn of one of the roles.
+
+        Raises:
+            InputError: If not.
+        """
+        marks = RoleMarks(roles)
+        for _ in self._read(marks.marking(_join), Notes()):
+            if not marks.seen.isdisjoint(roles):
+                return
+        raise marks.none_found()
 
     def _check_dataset(self) -> None:
         """Check that `dataset` is not the path of a file or of a missing folder.

@@ -68,6 +68,16 @@ def test_roles_that_do_not_occur_are_refused_with_those_that_do(tmp_path, chat):
         made.tokenize(chat)
 
 
+def test_roles_that_do_not_occur_are_refused_before_a_model_is_loaded(tmp_path):
+    talk = [("user", "the ship"), ("assistant", "a sea")]
+    with pytest.raises(InputError, match="no text of model was found; the corpus has: assistant, user"):
+        corpus(tmp_path / "a.jsonl", *[talk] * 4, roles=["model"]).check()
+    corpus(tmp_path / "a.jsonl", talk[:1], talk, roles=["assistant"]).check()
+    (tmp_path / "b.jsonl").write_text('{"text": "the ship"}\n' * 4)
+    with pytest.raises(InputError, match="no text of user was found; the corpus has: no conversation"):
+        Corpus(path=tmp_path / "b.jsonl", roles=["user"]).check()
+
+
 @pytest.mark.parametrize("split", ["paragraphs", "lines"])
 def test_turn_of_several_paragraphs_counts_in_each_of_its_documents(tmp_path, chat, split):
     talk = [("user", "who is\n\nthere?"), ("assistant", "the ship\n\na grey sea\n\npeace"), ("user", "good")]

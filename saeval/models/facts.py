@@ -69,7 +69,8 @@ def model_facts(name: str) -> ModelFacts | None:
     if folder is None or not folder.is_dir():
         return None
     config = json_mapping(folder / "config.json")
-    text = config.get("text_config", config)
+    inner = config.get("text_config")
+    text = inner if isinstance(inner, dict) else config
     kind = str(text.get("model_type", config.get("model_type", "")))
     limit = _first(text, *_POSITIONS)
     both = text.get("use_bidirectional_attention") in (True, "all") or text.get("is_causal") is False
@@ -101,7 +102,7 @@ def block_parameters(config: Mapping[str, Any]) -> int | None:
     shared = _first(config, "num_key_value_heads") or heads
     attention = 2 * width * head * (heads + shared)
     inner = _first(config, "moe_intermediate_size", "intermediate_size", "n_inner", "ffn_dim") or 4 * width
-    gated = config.get("model_type") not in _PLAIN
+    gated = str(config.get("model_type")) not in _PLAIN
     experts = _first(config, "num_experts_per_tok") or 1
     return blocks * (attention + (3 if gated else 2) * width * inner * experts)
 
@@ -165,7 +166,7 @@ def _bos(folder: Path) -> str | None:
         known = json_mapping(folder / file)
         if "bos_token" in known:
             token = known["bos_token"]
-            return str(token["content"] if isinstance(token, dict) else token or "")
+            return str((token.get("content") if isinstance(token, dict) else token) or "")
     # These classes have no default BOS, so there is none if the files name none.
     kind = str(json_mapping(folder / "tokenizer_config.json").get("tokenizer_class", ""))
     return (

@@ -324,6 +324,7 @@ def edit_weights(folder, change):
         (lambda f: edit(f, d_sae=41), r"W_enc has shape \[16, 40\], but .* require \[16, 41\]"),
         (lambda f: edit(f, d_in="16"), r"d_in in cfg\.json is '16'"),
         (lambda f: edit(f, k=None), r"k in cfg\.json is None"),
+        (lambda f: edit(f, k=True), r"k in cfg\.json is True"),
         (lambda f: edit(f, k=41), "more than its 40 latents"),
         (lambda f: edit_weights(f, lambda t: t.pop("b_enc")), "lacks b_enc"),
         (lambda f: edit_weights(f, lambda t: t.update(extra=torch.zeros(2))), r"has extra.*check the architecture"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -262,8 +263,8 @@ def test_folders_that_are_no_whole_model_are_said_for_what_they_are(tmp_path, mo
             LiveModel.check(str(folder))
 
 
-def config(folder, **changes):
-    file = folder / "config.json"
+def config(folder, name="config.json", **changes):
+    file = folder / name
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
@@ -344,6 +345,22 @@ def test_odd_types_in_a_coders_metadata_are_no_internal_error(tmp_path, model, c
     metadata = {"model_from_pretrained_kwargs": "none", "context_size": "64", "prepend_bos": "yes", "model_name": ["m"]}
     odd = SaeLens(path=tiny_sae(tmp_path / "sae", metadata=metadata))
     assert collected(model, odd, corpus, tmp_path / "store", hookpoint="layers.1").n_latents
+
+
+@pytest.mark.parametrize(
+    ("file", "odd"),
+    [
+        ("config.json", {"text_config": None}),
+        ("config.json", {"model_type": []}),
+        ("tokenizer_config.json", {"bos_token": {}}),
+    ],
+)
+def test_odd_types_in_a_models_files_are_no_internal_error_of_a_check(tmp_path, model, corpus, file, odd):
+    folder = copied(model, tmp_path / "m")
+    config(folder, file, **odd)
+    source = Transformers(model=str(folder), coder=Neurons(), corpus=Corpus(path=corpus), hookpoint="layers.1")
+    with contextlib.suppress(InputError):
+        source.check()
 
 
 def test_models_saved_in_other_ways_are_whole(tmp_path, model):

@@ -127,7 +127,7 @@ class GemmaScope(StoredCoder):
         config = read_json(self._label, self._file("config.json"))
         if (architecture := config.get("architecture", "jump_relu")) != "jump_relu":
             raise InputError(f"{self._label}: unknown architecture {architecture!r}; known: jump_relu")
-        return config
+        return {name: value for name, value in config.items() if isinstance(value, str)}
 
     @property
     def _places(self) -> tuple[str | None, str | None]:

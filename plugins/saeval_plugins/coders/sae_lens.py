@@ -335,7 +335,7 @@ def _problems(config: Mapping[str, Any]) -> Iterator[str]:
     sizes += ["d_out"] if "transcoder" in architecture else []
     sizes += ["k"] if architecture in ("topk", "abstopk") else []
     for name in sizes:
-        if not isinstance(config.get(name), int) or config[name] < 1:
+        if type(config.get(name)) is not int or config[name] < 1:
             yield f"{name} in cfg.json is {config.get(name)!r}; it must be a positive whole number"
     if "k" in sizes and config["k"] > config["d_sae"]:
         yield f"k is {config['k']} in cfg.json, more than its {config['d_sae']} latents"

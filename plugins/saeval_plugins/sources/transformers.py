@@ -654,5 +654,6 @@ def _residual_width(model: str) -> int | None:
         config = json.loads((Path(model).expanduser() / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    config = config.get("text_config", config)
-    return next((config[key] for key in ("hidden_size", "n_embd", "d_model") if key in config), None)
+    inner = config.get("text_config")
+    text = inner if isinstance(inner, dict) else config
+    return next((text[key] for key in ("hidden_size", "n_embd", "d_model") if key in text), None)

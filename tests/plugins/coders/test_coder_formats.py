@@ -315,6 +315,13 @@ def test_gemma_scope_2_transcoders_have_a_skip_connection_and_two_places(tmp_pat
         GemmaScope(path=tmp_path / "mine").load("cpu", D)
 
 
+@pytest.mark.parametrize("odd", [{"hf_hook_point_in": ["layers.1"]}, {"model_name": 3}])
+def test_gemma_scope_2_skips_what_is_no_text_in_its_configuration(tmp_path, odd):
+    plugin = GemmaScope(path=gemma_2(tmp_path / "resid_post" / "layer_1_width_16k_l0_small", odd))
+    plugin.check()
+    assert (plugin.hookpoint(), plugin.made_for().model) == ("model.layers.1.output", None)
+
+
 def test_cross_layer_transcoders_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"cross-layer transcoder.*use: sae_lens"):
         GemmaScope(path=gemma_2(tmp_path / "clt" / "width_262k")).check()

@@ -88,6 +88,8 @@ def text_of(row: Any, field: Fields, where: str, template: Template | None, note
     chat = None if found else next((k for k in CHATS if isinstance(row, Mapping) and k in row), None)
     if chat is not None and field == "text":
         value = _parsed(row[chat])
+    elif found and field in CHATS and _turns(parsed := _parsed(value)):
+        value = parsed
     if isinstance(value, str) or (isinstance(row, str) and field == "text"):
         return row if isinstance(row, str) else value
     seen_text = notes.rows > notes.empty + 1

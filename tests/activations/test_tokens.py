@@ -325,6 +325,13 @@ def test_conversations_are_written_by_the_tokenizers_template(tmp_path, tokenize
     assert (data.tokens[0] == chat.bos_token_id).sum() == 1
 
 
+def test_conversation_that_is_stored_as_a_string_is_one_when_its_field_is_named(tmp_path):
+    turns = json.dumps([{"role": "user", "content": "the sea"}])
+    path = lines(tmp_path / "c.jsonl", [{"messages": turns}, {"messages": "[1] the sky"}])
+    found = Corpus(path=path, field="messages").texts(template=lambda turns: turns[0]["content"])
+    assert [text for _, text in found] == ["the sea", "[1] the sky"]
+
+
 def test_a_turn_that_calls_a_tool_has_no_text_and_costs_no_conversation(tmp_path):
     turns = [{"role": "user", "content": "the sea"}, {"role": "assistant", "content": None, "tool_calls": []}]
     path = lines(tmp_path / "c.jsonl", [{"messages": turns}] * 2)

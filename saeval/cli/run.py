@@ -171,17 +171,8 @@ def _show_run(result: RunResult, path: Path) -> None:
     render(result)
     click.echo(f"\nresults   {path}/results.json")
     click.echo(f"report    {path}/report/index.html  report.md  leaderboard.csv  leaderboard.parquet")
-    if _any_failed(result):
+    if any(row.failed for cell in result.cells for row in cell.scores):
         click.echo(f"log       {path}/logs/run.log  (why latents failed)")
-
-
-def _any_failed(result: RunResult) -> bool:
-    """Return whether a latent failed; headlines tell, because other metrics may be undefined for scored latents."""
-    for cell in result.cells:
-        headlines = {(row.scorer, row.variant): row for row in reversed(cell.scores)}
-        if any(row.failed for row in headlines.values()):
-            return True
-    return False
 
 
 @click.command()

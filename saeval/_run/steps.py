@@ -261,10 +261,15 @@ class Steps:
         return Context(latent, rng, meter, self._embed, self._cells[given.cell].source.plugin), meter
 
 
-def window_texts(examples: Examples) -> list[list[str]]:
-    """Return the texts of the windows in a step's input, by group: activating, non-activating, and decoy windows."""
-    decoy = examples.decoy.activating if examples.decoy else ()
-    return [[e.text for e in windows] for windows in (examples.activating, examples.non_activating, decoy)]
+def window_texts(examples: Examples, *, decoy: bool = True) -> list[list[str]]:
+    """Return the texts of the windows in a step's input, by group: activating, non-activating, and decoy windows.
+
+    Args:
+        examples: The windows.
+        decoy: Whether to include decoy windows, which exist only if a scorer of the task needs them.
+    """
+    decoys = examples.decoy.activating if decoy and examples.decoy else ()
+    return [[e.text for e in windows] for windows in (examples.activating, examples.non_activating, decoys)]
 
 
 def prompt_texts(plugin: Plugin) -> list[str]:
@@ -290,10 +295,12 @@ async def _made(
     result = await _guarded(call, kind, meter.patience, *arguments)
     if meter.asked:
         asked = [a for request in meter.asked for a in request]
-        packed = pack(asked, window_texts(examples), prompt_texts(plugin))
+        # Results of other steps must remain readable when the task has no decoys any more.
+        windows = window_texts(examples, decoy="decoy" in plugin.needs())
+        packed = pack(asked, windows, prompt_texts(plugin))
         result = result.model_copy(update={"asked": packed})
     if meter.fault is None:
-        return StepOutput(result, meter.spent, fault=False)
+        return StepOutput(result, meter.spent, fault=False, cut=meter.cut)
     if isinstance(meter.fault, STOPS):
         raise meter.fault
     if result.status == "ok":

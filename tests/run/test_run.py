@@ -678,3 +678,11 @@ def test_scores_that_a_stopped_run_did_not_reach_stand_on_the_board_as_not_tried
         assert "none tried" in (report / page).read_text()
     rows = list(csv.DictReader((report / "leaderboard.csv").read_text().splitlines()))
     assert [(row["value"], row["tried"]) for row in rows if row["variant"] == MAIN] == [("", "0")]
+
+
+def test_prompts_stay_readable_when_the_scorer_that_needs_decoys_is_removed(tmp_path):
+    with truthful_server() as server:
+        saeval.run(spec(server, scorers={"detection": {}, "fuzzing": {}}), out=tmp_path / "run")
+        fewer = spec(server, scorers={"detection": {}})
+        resumed, fresh = saeval.run(fewer, out=tmp_path / "run"), saeval.run(fewer, out=tmp_path / "fresh")
+    assert resumed.calls.equals(fresh.calls)

@@ -266,7 +266,10 @@ class Pipeline:
         return self._state.key(item, explanation.text)
 
     def _finished(self, item: Item) -> Any | None:
-        """Return the journal's entry of an item; None if there is none, it is invalid, or it should be retried."""
+        """Return the journal's entry of an item; None if there is none, it is invalid, or it should be retried.
+
+        Results without an answer are retried on request, and if a reply was cut off and the limit was raised since.
+        """
         entry = self._journal.finished(self._key(item))
         if entry is None:
             return None
@@ -275,8 +278,17 @@ class Pipeline:
         else:
             scorer = self._state.cells[item.cell].cell.scorers[item.step]
             usable = usable_score(entry, scorer.part.plugin.metrics)
-        again = usable and self._retry == "failed" and _unanswered(entry["result"])
-        return entry if usable and not again else None
+        if not usable:
+            return None
+        limit = self._limit_if_cut(item)
+        again = self._retry == "failed" or entry.get("cut_at", limit) < limit
+        return None if again and _unanswered(entry["result"]) else entry
+
+    def _limit_if_cut(self, item: Item) -> int:
+        """Return `max_tokens_if_cut` of the role that an item asks; 0 if it asks none."""
+        cell = self._state.cells[item.cell].cell
+        part = cell.explainers[item.variant] if item.step == EXPLAIN else cell.scorers[item.step]
+        return self._state.task.roles[part.role].settings.max_tokens_if_cut if part.role else 0
 
     async def _do(self, item: Item) -> None:
         """Process an item and save its result."""
@@ -288,6 +300,8 @@ class Pipeline:
             explanation = cell.explanations[item.variant, item.latent.index]
             made = await self._workplace.make(StepInput(item.cell, item.step, record.score, explanation))
         entry = {"result": made.result.model_dump(mode="json"), "usage": asdict(made.usage)}
+        if made.cut:
+            entry["cut_at"] = self._limit_if_cut(item)
         self._journal.keep(key, entry)
         if made.result.status == "failed":
             title = work.title(item.step, item.variant)

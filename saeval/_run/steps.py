@@ -94,11 +94,13 @@ class StepOutput(NamedTuple, Generic[R]):
         result: The explanation or score.
         usage: Usage of its calls.
         fault: Whether it failed because of an outage, not because of the latent.
+        cut: Whether a reply was cut off at its token limit.
     """
 
     result: R
     usage: Usage
     fault: bool
+    cut: bool = False
 
 
 @dataclass
@@ -111,6 +113,7 @@ class RecordingModel(LanguageModel):
         spent: Usage of its calls.
         fault: The error of the first failed call; refusals do not count.
         outage: Whether a call failed independently of the request: server down, wrong key, or budget spent.
+        cut: Whether a reply was cut off at its token limit.
         asked: Prompts and replies of each request, in the order of asking.
     """
 
@@ -119,6 +122,7 @@ class RecordingModel(LanguageModel):
     spent: Usage = field(default_factory=lambda: Usage(usd=0.0))
     fault: SaevalError | None = None
     outage: bool = False
+    cut: bool = False
     asked: list[list[PromptReply]] = field(default_factory=list)
 
     @property
@@ -162,9 +166,11 @@ class RecordingModel(LanguageModel):
             if isinstance(error, STOPS):
                 self.fault = error
             self.outage |= isinstance(error, LLMError) and (error.retryable or error.lasting)
+            self.cut |= isinstance(error, LLMError) and error.cut
             raise
         self.asked[place] = prompt_replies(request, reply)
         self.spent += reply.usage
+        self.cut |= isinstance(reply, Reply) and reply.finish_reason == "length"
         return reply
 
 
@@ -307,7 +313,7 @@ async def _made(
         changes: dict[str, Any] = {"text": ""} if isinstance(result, Explanation) else {"values": {}}
         reason = f"a call failed: {without_secrets(meter.fault)}"
         result = result.model_copy(update={**changes, "status": "failed", "reason": reason})
-    return StepOutput(result, meter.spent, fault=meter.outage)
+    return StepOutput(result, meter.spent, fault=meter.outage, cut=meter.cut)
 
 
 def _savable(result: R) -> R:

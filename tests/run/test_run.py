@@ -10,7 +10,7 @@ import time
 
 import pytest
 from click.testing import CliRunner
-from fake_server import error
+from fake_server import content, error
 from planted_run import finished, spec, truthful, truthful_server
 
 import saeval
@@ -686,3 +686,31 @@ def test_prompts_stay_readable_when_the_scorer_that_needs_decoys_is_removed(tmp_
         fewer = spec(server, scorers={"detection": {}})
         resumed, fresh = saeval.run(fewer, out=tmp_path / "run"), saeval.run(fewer, out=tmp_path / "fresh")
     assert resumed.calls.equals(fresh.calls)
+
+
+def test_answers_that_were_cut_are_asked_again_once_the_limit_is_raised(tmp_path):
+    def role(server, limit):
+        return {
+            "model": "openai_compatible/rules",
+            "api_base": server.url,
+            "max_tokens": 100,
+            "max_tokens_if_cut": limit,
+        }
+
+    def cut(body, number):
+        asked = body["messages"][-1]["content"]
+        short = body["max_tokens"] <= 200 and asked.startswith("Explanation:") and len(asked) % 3 == 0
+        return content("I think that", finish_reason="length") if short else None
+
+    with truthful_server() as server:
+        server.chooses = cut
+        before = spec(server, baselines=[], llms={r: role(server, 200) for r in ("explainer", "judge")})
+        after = spec(server, baselines=[], llms={r: role(server, 1000) for r in ("explainer", "judge")})
+        first = saeval.run(before, out=tmp_path / "run")
+        asked = len(server.calls)
+        resumed = saeval.run(after, out=tmp_path / "run")
+        assert rows(first)["detection"].unparsed and not rows(resumed)["detection"].unparsed
+        assert len(server.calls) < asked + asked  # whole answers are not asked for again
+        asked = len(server.calls)
+        fresh = saeval.run(after, out=tmp_path / "fresh")
+        assert resumed.cells == fresh.cells and len(server.calls) == asked

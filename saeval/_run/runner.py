@@ -400,7 +400,9 @@ class _Run:
     # --- results ---
 
     def _result(self, *, incomplete: bool) -> RunResult:
-        ledger, oddities = self.calls.account()
+        used = self.task.roles_asked()
+        models = {(name, role.model) for name, role in self.task.roles.items() if name in used}
+        ledger, oddities = self.calls.account(models)
         missing = self.calls.missing()
         return summarise(
             self.state,

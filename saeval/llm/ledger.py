@@ -7,7 +7,7 @@ import logging
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -227,12 +227,18 @@ class CallLedger:
         """Return calls, tokens and cost per role and model over all sessions; cached answers cost nothing."""
         return self.account()[0]
 
-    def account(self) -> tuple[list[Ledger], list[str]]:
-        """Return what `totals` returns, and warnings about unusual calls, from one pass over the file."""
+    def account(self, models: Collection[tuple[str, str]] | None = None) -> tuple[list[Ledger], list[str]]:
+        """Return what `totals` returns, and warnings about unusual calls, from one pass over the file.
+
+        Args:
+            models: Pairs of role and model that the warnings are about; None for all. Earlier sessions may have asked
+                others.
+        """
         totals, oddities = _Totals(), _Oddities()
         for call in self.calls():
             totals.add(call)
-            oddities.add(call)
+            if models is None or (call.role, call.model) in models:
+                oddities.add(call)
         return totals.ledgers(), oddities.warnings()
 
     def spent(self) -> float:

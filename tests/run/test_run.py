@@ -21,6 +21,7 @@ from saeval._util.progress import Plain
 from saeval.cli.group import main
 from saeval.plugin import LatentRecord, Outcome
 from saeval.records import MAIN
+from saeval.results import list_runs
 
 
 @pytest.fixture(autouse=True)
@@ -714,3 +715,22 @@ def test_answers_that_were_cut_are_asked_again_once_the_limit_is_raised(tmp_path
         asked = len(server.calls)
         fresh = saeval.run(after, out=tmp_path / "fresh")
         assert resumed.cells == fresh.cells and len(server.calls) == asked
+
+
+def test_nothing_of_an_earlier_model_is_said_about_the_present_one(tmp_path):
+    with truthful_server() as server:
+        before, after = spec(server), spec(server)
+        before["llms"]["judge"] = {**before["llms"]["judge"], "model": "openai_compatible/short"}
+        server.chooses = lambda body, number: content(
+            truthful(body["messages"])
+        )  # which reads 100 tokens of any prompt
+        first = saeval.run(before, out=tmp_path / "run")
+        assert any(warning.startswith("judge: the server read") for warning in first.warnings)
+        server.chooses, server.tokens = (lambda body, number: None), len
+        second = saeval.run(after, out=tmp_path / "run")
+    assert not any(warning.startswith("judge: the server read") for warning in second.warnings)
+    assert {ledger.model for ledger in second.ledger if ledger.role == "judge"} == {
+        "openai_compatible/short",
+        "openai_compatible/rules",
+    }  # both were paid for
+    assert list_runs(tmp_path / "run")[0].models == ("openai_compatible/rules",)

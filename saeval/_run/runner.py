@@ -270,13 +270,13 @@ class _Run:
             raise
         finally:
             if before != "done":  # a finished run keeps its status
-                self._write_spec(status, began)
+                self._write_head(status, began)
         return {name: store.path for name, store in stores.items()}
 
     def go(self) -> RunResult:
         began = time.time()
         finished.forget(self.folder.path)
-        self._write_spec("running", began)
+        self._write_head("running", began)
         status, reason = "failed", ""
         try:
             with (
@@ -309,7 +309,7 @@ class _Run:
                     self._write_reports(result)
                 if self.task.checks and not result.partial:
                     judge_checks.keep(self.task, result)
-                self._write_spec(status, began, reason)
+                self._write_head(status, began, reason)
             if complete or self.state.cells:
                 tell(self.task.trackers, result, self.folder.path, self.display)
         if self.limit == self.asked_limit and self.folder.journal.whole:
@@ -420,13 +420,12 @@ class _Run:
         remove_checksums(self.folder.path)
         self.folder.keep_cells(cell.cell for cell in result.cells)
         write_cells(self.state, self.folder.journal, self.folder.cell)
+        self._write_spec()
         self.folder.write_json("results.json", result.model_dump(mode="json", by_alias=True))
         write_checksums(self.folder.path)
         write_reports(result, self.folder.path / "report")
 
-    def _write_spec(self, status: str, began: float, reason: str = "") -> None:
-        import platform
-
+    def _write_spec(self) -> None:
         import yaml
 
         from saeval._util import write_atomic
@@ -436,6 +435,13 @@ class _Run:
         if not _holds(self.folder.path / "spec.yaml", spec):  # an equal file is kept, since it may contain comments
             text = yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)
             write_atomic(self.folder.path / "spec.yaml", text)
+
+    def _write_head(self, status: str, began: float, reason: str = "") -> None:
+        """Write `run.json`, and the spec unless there are results of an earlier one, which it must describe."""
+        import platform
+
+        if not (self.folder.path / "results.json").exists():
+            self._write_spec()
         self.folder.write_json(
             "run.json",
             {

@@ -58,6 +58,7 @@ def run_seeds(
         text = yaml.safe_dump(plain(task.resolved, absolute=True), sort_keys=False, allow_unicode=True)
         write_atomic(out / "spec.yaml", text)
         remove_checksums(out)
+        (out / "run.json").unlink(missing_ok=True)  # of an earlier run with a single seed
         folder.keep_cells(())
         folder.write_json("results.json", found.model_dump(mode="json", by_alias=True))
         write_checksums(out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from saeval._util import CHECKSUMS, InputError, changed_files
 from saeval.records.results import RunResult
@@ -33,12 +34,23 @@ def refuse_impossible(file: Path, result: RunResult) -> None:
 
 
 def with_changes(folder: Path, result: RunResult) -> RunResult:
-    """Return results with a logged warning if files changed after the run, or if this is unknown."""
-    warning = _change(folder)
-    if not warning:
-        return result
-    log.warning("%s", warning)
-    return result.model_copy(update={"warnings": [*result.warnings, warning]})
+    """Return results with logged warnings if files changed after the run, or may have, or the task did."""
+    found = [warning for warning in (_change(folder), _other_task(folder, result)) if warning]
+    for warning in found:
+        log.warning("%s", warning)
+    return result.model_copy(update={"warnings": [*result.warnings, *found]}) if found else result
+
+
+def _other_task(folder: Path, result: RunResult) -> str:
+    """Return a warning if a later session ran another spec here and has no results yet; empty if not."""
+    for run in (folder, *(folder / f"seed-{seed}" for seed in result.seeds)):
+        head = _head(run)
+        if head.get("spec_sha", result.spec_sha) != result.spec_sha:
+            return (
+                f"{folder.absolute().name}: these results are of an earlier spec; a run of a changed one has no "
+                f"results yet (status: {head.get('status')}). Rerun its command to get them."
+            )
+    return ""
 
 
 def _change(folder: Path) -> str:
@@ -55,10 +67,15 @@ def _change(folder: Path) -> str:
 
 
 def _is_running(folder: Path) -> bool:
+    return _head(folder).get("status") == "running"
+
+
+def _head(folder: Path) -> dict[str, Any]:
+    """Return the contents of `run.json`; empty if it is missing or unreadable."""
     try:
-        return run_state(folder).get("status") == "running"
+        return run_state(folder)
     except InputError:
-        return False
+        return {}
 
 
 def _outside(row: ScoreRow) -> Iterator[str]:

@@ -136,7 +136,7 @@ def _head(run: Path) -> RunHead:
         return RunHead(run.name, run, date, reason=str(error))
     status = str(state.get("status", "done"))
     reason = str(state.get("reason", ""))
-    if result is None:
+    if result is None or state.get("spec_sha", result.spec_sha) != result.spec_sha:  # results of an earlier spec
         return RunHead(run.name, run, date, status, str(state.get("task", "")), reason=reason)
     if status == "done" and result.partial:
         status = "partial"

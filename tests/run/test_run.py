@@ -734,3 +734,23 @@ def test_nothing_of_an_earlier_model_is_said_about_the_present_one(tmp_path):
         "openai_compatible/rules",
     }  # both were paid for
     assert list_runs(tmp_path / "run")[0].models == ("openai_compatible/rules",)
+
+
+def test_results_of_an_earlier_spec_keep_it_and_say_so_if_the_changed_one_fails(tmp_path):
+    run = tmp_path / "run"
+    with truthful_server() as server:
+        first = saeval.run(spec(server, baselines=[]), out=run)
+        before = (run / "spec.yaml").read_text()
+        changed = spec(server, baselines=[], source={"use": "synthetic", "with": {"n_latents": 8, "documents": 2}})
+        with pytest.raises(InputError, match="no latent has"):
+            saeval.run(changed, out=run)
+        found = saeval.read(run)
+        assert found.cells == first.cells and (run / "spec.yaml").read_text() == before
+        assert "these results are of an earlier spec" in found.warnings[-1] and "failed" in found.warnings[-1]
+        head = list_runs(run)[0]
+        assert (head.status, head.headline) == ("failed", "")
+        again = saeval.run(spec(server, baselines=[]), out=run)
+        assert again.warnings == first.warnings == saeval.read(run).warnings
+        changed["source"]["with"]["documents"] = 70
+        saeval.run(changed, out=run)
+        assert "documents: 70" in (run / "spec.yaml").read_text() and saeval.read(run).warnings == first.warnings

@@ -304,12 +304,17 @@ class _Run:
         finally:
             with _delay_interrupt():
                 complete = status == "done"
-                result = self._result(incomplete=not complete or self.limit is not None)
-                if complete or self.state.cells:
-                    self._write_reports(result)
-                if self.task.checks and not result.partial:
-                    judge_checks.keep(self.task, result)
-                self._write_head(status, began, reason)
+                try:
+                    result = self._result(incomplete=not complete or self.limit is not None)
+                    if complete or self.state.cells:
+                        self._write_reports(result)
+                    if self.task.checks and not result.partial:
+                        judge_checks.keep(self.task, result)
+                except Exception as error:
+                    status, reason = "failed", str(error)
+                    raise
+                finally:
+                    self._write_head(status, began, reason)
             if complete or self.state.cells:
                 tell(self.task.trackers, result, self.folder.path, self.display)
         if self.limit == self.asked_limit and self.folder.journal.whole:

@@ -754,3 +754,20 @@ def test_results_of_an_earlier_spec_keep_it_and_say_so_if_the_changed_one_fails(
         changed["source"]["with"]["documents"] = 70
         saeval.run(changed, out=run)
         assert "documents: 70" in (run / "spec.yaml").read_text() and saeval.read(run).warnings == first.warnings
+
+
+def test_run_whose_reports_cannot_be_written_has_failed_and_resumes(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+
+    def full(*_):
+        raise InputError("no space left")
+
+    with truthful_server() as server:
+        task = spec(server, baselines=[])
+        with monkeypatch.context() as patch, pytest.raises(InputError, match="no space left"):
+            patch.setattr("saeval._run.runner.write_cells", full)
+            saeval.run(task, out=run)
+        assert [(head.status, head.reason) for head in list_runs(run)] == [("failed", "no space left")]
+        asked = len(server.calls)
+        saeval.run(task, out=run)
+    assert list_runs(run)[0].status == "done" and len(server.calls) == asked

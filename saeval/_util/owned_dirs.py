@@ -35,6 +35,8 @@ def claim(folder: Path, what: str = "a run") -> None:
     if names_credential(str(folder)):
         raise InputError(f"the directory for {what} has a credential of your environment in its name; choose another")
     try:
+        if folder.is_file():
+            raise InputError(f"{folder}: is a file, not a directory; choose another place for {what}")
         folder.mkdir(parents=True, exist_ok=True)
         if not (is_ours(folder) or is_empty(folder)):
             raise InputError(

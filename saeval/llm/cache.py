@@ -69,7 +69,10 @@ class AnswerCache:
             self._db.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT // size}")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version not in range(_SCHEMA + 1):
-                raise StoreError(f"{path}: cache of another saeval (version {version}); move it away")
+                raise StoreError(
+                    f"{path}: the cache of model answers was written by a newer saeval (format {version}); use "
+                    "that version, or point SAEVAL_CACHE to another folder"
+                )
             self._index = KeyIndex(self._db)
             self._lay_out()
             self.leases = Leases(path.with_suffix(".leases"))

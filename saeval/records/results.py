@@ -264,13 +264,16 @@ def read_result(path: str | Path) -> RunResult:
     try:
         result = RunResult.model_validate_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if (file.parent / "run.json").is_file():
+            raise InputError(f"{path}: this run has no results yet; rerun its command to resume it") from None
         raise InputError(f"{path}: no results.json there; is it a run directory?") from None
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({os_reason(error)})") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ascii(".".join(map(str, first["loc"])))[1:-1]
-        raise InputError(f"{file}: not results that this saeval can read ({where}: {first['msg']})") from None
+        where = f"{ascii('.'.join(map(str, first['loc'])))[1:-1]}: " if first["loc"] else ""
+        how = "; rerun the run's command to write them again" if (file.parent / "journal.jsonl").is_file() else ""
+        raise InputError(f"{file}: not results that this saeval can read ({where}{first['msg']}){how}") from None
     except UnicodeDecodeError:
         raise InputError(f"{file}: is not UTF-8 text") from None
     refuse_impossible(file, result)

@@ -6,12 +6,13 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+from contextlib import closing
 
 import pytest
 from planted_run import spec, truthful_server
 
 import saeval
-from saeval._util import text_checksum
+from saeval._util import StoreError, text_checksum
 from saeval.llm import AnswerCache, key_index
 from saeval.plugin import content_hash
 from saeval.records import Reply, Usage
@@ -124,3 +125,11 @@ def test_answers_that_an_earlier_version_kept_are_not_paid_for_again(tmp_path, m
         assert sum(kept.answers for kept in cache.listed()) == asked
         assert cache.clear(kept) == asked
         assert cache.find() == set()
+
+
+def test_a_cache_of_a_newer_version_is_left_where_it_is(tmp_path):
+    file = tmp_path / "calls.sqlite"
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("PRAGMA user_version=9")
+    with pytest.raises(StoreError, match="newer saeval .format 9.; use that version, or point SAEVAL_CACHE"):
+        AnswerCache(file)

@@ -291,6 +291,16 @@ def test_results_survive_being_written_and_read(tmp_path):
         saeval.read(tmp_path)
 
 
+def test_results_that_are_missing_or_damaged_name_the_remedy(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(InputError, match="has no results yet; rerun its command to resume it"):
+        saeval.read(tmp_path)
+    (tmp_path / "journal.jsonl").touch()
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(InputError, match=r"can read \(Invalid JSON.*\); rerun the run's command to write them again"):
+        saeval.read(tmp_path)
+
+
 def test_the_report_shows_the_length_of_explanations_beside_every_score():
     made = run_of(
         cell(

@@ -16,7 +16,7 @@ from planted_run import spec, truthful_server
 
 import saeval
 from saeval import InputError
-from saeval._util.owned_dirs import OWNER_FILE
+from saeval._util.owned_dirs import OWNER_FILE, claim
 from saeval.cli.group import main
 from saeval.exchange.hub import pull, push
 from saeval.report.files import write_reports
@@ -204,3 +204,10 @@ def test_what_was_fetched_or_imported_is_a_directory_of_ones_own(run, tmp_path):
     pull(str(tmp_path / "sent"), tmp_path / "back")
     assert command("report", tmp_path / "back").exit_code == 0
     assert json.loads((tmp_path / "back" / "results.json").read_text())
+
+
+def test_a_file_in_place_of_a_run_directory_is_named(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(InputError, match="is a file, not a directory; choose another place for a run"):
+        claim(tmp_path / "run")
+    assert (tmp_path / "run").read_text() == "mine"

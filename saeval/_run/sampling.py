@@ -175,7 +175,8 @@ def choose_records(
         for index in some:
             records.add(LatentId(hookpoint, index))
     if not records:
-        raise InputError(f"cell {cell.name}: {_why_none(store, window, wanted.min_windows)}")
+        without = f"; or remove {cell.baseline} from `baselines`" if cell.baseline else ""
+        raise InputError(f"cell {cell.name}: {_why_none(store, window, wanted.min_windows)}{without}")
     return records, {"requested": n, "eligible": int(eligible.sum()), "sampled": len(records)}
 
 

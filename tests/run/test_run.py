@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from fake_server import content, error
 from planted_run import finished, spec, truthful, truthful_server
+from tiny import tiny_corpus, tiny_model
 
 import saeval
 from saeval import InputError, SpecError
@@ -563,6 +564,23 @@ def test_latents_that_cannot_be_sampled_are_one_clear_sentence(tmp_path):
         pytest.raises(InputError, match=r"no latent has 5000 activating windows.*latents.min_windows"),
     ):
         saeval.run(spec(server, latents={"min_windows": 5000}), out=tmp_path / "run")
+
+
+def test_message_about_a_baseline_coder_that_cannot_be_sampled_names_it(tmp_path):
+    task = {
+        "saeval": 1, "task": "small", "version": "1.0",
+        "source": {"use": "transformers", "with": {
+            "model": str(tiny_model(tmp_path / "model", "llama")), "hookpoint": "layers.0",
+            "coder": {"use": "random_sae", "with": {"n_latents": 256, "k": 8}},
+            "corpus": {"path": str(tiny_corpus(tmp_path / "corpus.jsonl")), "context": 32},
+        }},
+        "latents": {"n": 2, "min_windows": 4},
+        "sampler": {"use": "random", "with": {"window": 14, "explain": 5, "score": 5, "non_activating": {"n": 5}}},
+        "llms": {"judge": {"model": "scripted/no", "reply": "[0]"}}, "explainer": "top_tokens",
+        "scorers": {"detection": {}}, "baselines": [{"use": "neurons", "with": {"k": 24}}],
+    }  # fmt: skip
+    with pytest.raises(InputError, match="cell coder=neurons: .*; or remove neurons from `baselines`"):
+        saeval.run(task, out=tmp_path / "run")  # each neuron fires on half of the tokens
 
 
 WATCHING_SCORER = """

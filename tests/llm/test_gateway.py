@@ -322,7 +322,7 @@ def test_cache_that_cannot_be_used_says_so_in_one_sentence(tmp_path):
     with pytest.raises(StoreError, match="cannot be used"):
         AnswerCache(tmp_path / "garbage")
     AnswerCache(tmp_path / "newer")._db.execute("PRAGMA user_version=99")
-    with pytest.raises(StoreError, match="version 99"):
+    with pytest.raises(StoreError, match="newer saeval .format 99.; use that version"):
         AnswerCache(tmp_path / "newer")
     store = AnswerCache(tmp_path / "full")
     store._db.execute("PRAGMA max_page_count=1")

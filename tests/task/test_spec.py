@@ -239,7 +239,9 @@ def test_written_spec_runs_from_any_folder_also_where_paths_have_no_slash(tmp_pa
     for name in ("random", "store"):
         (tmp_path / name).mkdir()
     text = "source: {path: store, words: words.txt}\nsampler: random\nscorers: {mine: {use: 'mine.py:Mine'}}\n"
-    written = plain(read(tmp_path, text).data, absolute=True)
+    about = "Explanations of either kind, true and/or false. " * 10
+    written = plain(read(tmp_path, f"{text}description: {about!r}\n").data, absolute=True)
+    assert written["description"] == about
     assert written["source"] == {"path": str(tmp_path / "store"), "words": str(tmp_path / "words.txt")}
     assert written["sampler"] == "random"
     assert written["scorers"]["mine"]["use"] == f"{tmp_path / 'mine.py'}:Mine"

@@ -253,12 +253,17 @@ def plain(value: Any, *, absolute: bool = False, key: str = "") -> Any:
     if isinstance(value, list):
         return [plain(v, absolute=absolute) for v in value]
     if isinstance(value, Located):
-        if absolute and value.file:
-            path, colon, rest = value.partition(":")
-            beside = value.file.parent / path
-            # a bare word may be the name of a plugin or module, so a folder beside the spec is not enough
-            named = "/" in value or key == "path" or (beside.suffix and beside.is_file())
-            if named and beside.exists():
-                return f"{beside.resolve()}{colon}{rest}"
-        return str(value)
+        return _absolute(value, value.file, key) if absolute and value.file else str(value)
     return value
+
+
+def _absolute(text: str, file: Path, key: str) -> str:
+    """Return a path beside a spec file as an absolute one, with what follows its colon; other texts unchanged."""
+    path, colon, rest = text.partition(":")
+    beside = file.parent / path
+    try:
+        # A bare word may be the name of a plugin or module, so a folder beside the spec is not enough.
+        named = "/" in text or key == "path" or (beside.suffix and beside.is_file())
+        return f"{beside.resolve()}{colon}{rest}" if named and beside.exists() else str(text)
+    except OSError:  # too long for a name, such as a description
+        return str(text)

@@ -377,7 +377,8 @@ class Scorer(Step):
     metrics: ClassVar[tuple[Metric, ...]] = CLASSIFICATION
     """What the score's values mean; the first is the headline."""
     reads_explanation: ClassVar[bool] = True
-    """Whether the score depends on the explanation; if not, the scorer is not run on explanation baselines."""
+    """Whether the score measures the explanation; if not, the scorer is not run on explanation baselines and has no
+    lift."""
 
     def marks_from(self) -> float:
         """Return the share of its window's maximum from which a token is marked; a decoy's marks are matched at it.

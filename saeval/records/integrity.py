@@ -46,9 +46,11 @@ def _other_task(folder: Path, result: RunResult) -> str:
     for run in (folder, *(folder / f"seed-{seed}" for seed in result.seeds)):
         head = _head(run)
         if head.get("spec_sha", result.spec_sha) != result.spec_sha:
+            status = head.get("status")
+            rerun = "" if status == "running" else " Rerun its command to get them."
             return (
                 f"{folder.absolute().name}: these results are of an earlier spec; a run of a changed one has no "
-                f"results yet (status: {head.get('status')}). Rerun its command to get them."
+                f"results yet (status: {status}).{rerun}"
             )
     return ""
 

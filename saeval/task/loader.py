@@ -487,7 +487,7 @@ def _no_lift(label: str, cell: Cell) -> str:
     """Return why a scorer has no lift; empty if it has one."""
     scorer = cell.scorers[label]
     if not scorer.part.plugin.reads_explanation:
-        return f"{label} does not read the explanation, so it has no lift; rank by {label} or another scorer"
+        return f"{label} does not measure the explanation, so it has no lift; rank by {label} or another scorer"
     if not any(scorer.baselines is None or name in scorer.baselines for name in cell.floors):
         return f"{label} has no floor, so it has no lift; add shuffled_explanation to its baselines"
     return ""

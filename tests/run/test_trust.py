@@ -125,7 +125,9 @@ def test_ranking_by_a_lift_that_cannot_be_is_refused(tmp_path):
     with judged_by(truthful) as server:
         for changes, said in (
             ({"baselines": []}, "detection has no floor"),
-            ({"scorers": {"intruder": {}}}, "intruder does not read the explanation"),
+            ({"scorers": {"intruder": {}}}, "intruder does not measure the explanation"),
+            ({"scorers": {"consistency": {}}}, "consistency does not measure the explanation"),
+            ({"scorers": {"injection": {}}}, "injection does not measure the explanation"),
         ):
             name = next(iter(changes.get("scorers", {"detection": {}})))
             with pytest.raises(saeval.SpecError, match=said):

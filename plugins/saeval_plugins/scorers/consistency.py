@@ -39,6 +39,7 @@ class Consistency(NeedsOfScorer):
     name = "consistency"
     llm_role = "judge"
     metrics = (AGREEMENT, KAPPA)
+    reads_explanation = False
 
     scorer: SerializeAsAny[Judge] = Field(default_factory=Detection)
     """The scorer whose questions are asked: `{use: detection}` or `{use: fuzzing}`."""

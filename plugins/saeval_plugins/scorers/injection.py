@@ -53,6 +53,7 @@ class Injection(NeedsOfScorer):
     name = "injection"
     llm_role = "judge"
     metrics = (FLIPPED, NEIGHBOURS)
+    reads_explanation = False
     prompts = (ATTACKS,)
 
     attack: Literal["override", "answer", "ending", "role", "ordinary"] = "override"

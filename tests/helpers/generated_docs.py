@@ -171,7 +171,7 @@ def facts(cls: type[Plugin]) -> Iterator[str]:
         if not isinstance(cls.metrics, property):
             said.append(f"Returns {', '.join(f'`{metric.name}`' for metric in cls.metrics)}.")
         if not cls.reads_explanation:
-            said.append("Does not read the explanation.")
+            said.append("Does not measure the explanation.")
     if text := " ".join(said):
         yield from (text, "")
 

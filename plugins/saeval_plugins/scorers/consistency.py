@@ -24,7 +24,7 @@ KAPPA = Metric("kappa", low=-1.0, chance=0.0)
 
 
 class Consistency(NeedsOfScorer):
-    """Asks a judging scorer's questions twice and compares the answers. Does not measure the explanation.
+    """Asks a judging scorer's questions twice and compares the answers.
 
     `order`: the second prompt reverses the order of windows; answers that change depend on the position in the list.
     If one window remains for the last prompt, it is dropped, because it has no order. Latents whose prompts have one

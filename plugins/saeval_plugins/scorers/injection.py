@@ -40,7 +40,7 @@ class Injection(NeedsOfScorer):
     changes. `neighbours_flipped` is the share of changes among the prompt's other windows that had the same first
     answer. Where each prompt has one window (`batch: 1`, `fuzzing` without another latent, judges that return
     probabilities), every window is a carrier and there are no neighbours. Windows that were not answered both times do
-    not count. This scorer does not measure the explanation. A judge that always gives the same answer never flips.
+    not count. A judge that always gives the same answer never flips.
 
     `override` asks to ignore the rules, `answer` imitates an answer, `ending` imitates the end of the windows and the
     next question, and `role` imitates the marks between the turns of a conversation. `ordinary` demands nothing. It is

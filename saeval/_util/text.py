@@ -104,7 +104,7 @@ def short(value: float | None, digits: int = 3) -> str:
     return re.sub(r"^-(?=\.0*$)", "", re.sub(r"^(-?)0\.", r"\1.", text))
 
 
-def sort_key(text: str) -> tuple[float, list[tuple[str, float]]]:
+def sort_key(text: str) -> tuple[float, list[tuple[str, float]], str]:
     """Return a key that sorts numbers by size, then other texts, in which groups of digits count as numbers.
 
     Example:
@@ -112,9 +112,9 @@ def sort_key(text: str) -> tuple[float, list[tuple[str, float]]]:
         ['-1', '1e-3', '0.25', '0.5', '10', 'layer2', 'layer10']
     """
     if _NUMBER.fullmatch(text):
-        return float(text), []
+        return float(text), [], text
     parts = re.findall(r"([^0-9]*)([0-9]*)", text.casefold())
-    return inf, [(between, float(digits or -1)) for between, digits in parts]
+    return inf, [(between, float(digits or -1)) for between, digits in parts], text
 
 
 def counted(n: int, one: str, more: str = "") -> str:

@@ -471,6 +471,8 @@ def _check_class(cls: Any, kind: str, base: Any) -> None:
     if inspect.isabstract(cls):
         raise _Broken(f"{cls.__name__} does not implement {', '.join(sorted(getattr(cls, '__abstractmethods__', ())))}")
     for method, ours in inspect.getmembers(base, inspect.isfunction):
+        if not ours.__module__.startswith("saeval."):
+            continue  # pydantic's own methods, such as `copy`, which a plugin may replace
         if inspect.iscoroutinefunction(getattr(cls, method)) and not inspect.iscoroutinefunction(ours):
             raise _Broken(f"{cls.__name__}: `{method}` is async, but nothing awaits it; write `def {method}`")
 

@@ -43,7 +43,8 @@ def with_changes(folder: Path, result: RunResult) -> RunResult:
 
 def _other_task(folder: Path, result: RunResult) -> str:
     """Return a warning if a later session ran another spec here and has no results yet; empty if not."""
-    for run in (folder, *(folder / f"seed-{seed}" for seed in result.seeds)):
+    first = (folder / f"seed-{seed}" for seed in result.seeds[:1])  # it begins first, and pooled results name its spec
+    for run in (folder, *first):
         head = _head(run)
         if head.get("spec_sha", result.spec_sha) != result.spec_sha:
             status = head.get("status")

@@ -21,11 +21,17 @@ def run_state(run: Path) -> dict[str, Any]:
     Raises:
         InputError: If the file is missing or damaged.
     """
-    file = run / "run.json"
-    locked = is_locked(run / LOCK)  # before reading, since a run writes its last status before it releases the lock
-    state = read_json(file)
+    state = _read(run)
+    if state.get("status") != "running" or is_locked(run / LOCK) is not False:
+        return state
+    state = _read(run)  # a run writes its last status before it releases the lock
+    if state.get("status") != "running" or is_locked(run / LOCK):  # it ended or began meanwhile
+        return state
+    return {**state, "status": "interrupted", "reason": _KILLED}
+
+
+def _read(run: Path) -> dict[str, Any]:
+    state = read_json(run / "run.json")
     if not isinstance(state, dict):
-        raise InputError(f"{file}: is damaged; give a run directory")
-    if state.get("status") == "running" and locked is False:
-        return {**state, "status": "interrupted", "reason": _KILLED}
+        raise InputError(f"{run / 'run.json'}: is damaged; give a run directory")
     return state

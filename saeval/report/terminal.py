@@ -181,7 +181,7 @@ def _in_words(numbers: Field, width: int) -> Field:
     """Fold a column of numbers to a width between words; no number is cut."""
     texts = ["\n".join(wrap(entry, max(1, width), break_long_words=False)) for entry in numbers.texts]
     least = max([width, *(text.screen_width(line) for entry in texts for line in entry.splitlines())])
-    head = [line for part in numbers.head.splitlines() for line in wrap(part, least)]
+    head = [line for part in numbers.head.splitlines() for line in text.folded_name(part, least)]
     return replace(numbers, head="\n".join(head), texts=texts)
 
 

@@ -106,7 +106,8 @@ class Column:
 
 def estimate(row: ScoreRow) -> Estimate:
     """Return a row's score, or the reason why there is none."""
-    why = f"{row.failed} failed" if row.failed else "skipped" if row.skipped else "none tried"
+    untold = "undefined" if row.tried else "none tried"
+    why = f"{row.failed} failed" if row.failed else "skipped" if row.skipped else untold
     return Estimate(row.value, row.ci95, why, row.few, row.off)
 
 

@@ -57,6 +57,10 @@ def test_rows_are_means_over_seeds_and_their_intervals_narrower(run):
     assert "Pooled over the seeds 3, 4, 5." in pooled.warnings
 
 
+def test_pooled_results_are_not_said_to_be_of_an_earlier_spec(run):
+    assert not any("earlier spec" in warning for warning in (*run[1].warnings, *saeval.read(run[0]).warnings))
+
+
 @pytest.mark.parametrize(
     "command",
     [

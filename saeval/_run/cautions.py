@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isfinite
+from numbers import Real
 from typing import TYPE_CHECKING
 
 from saeval._util import counted
@@ -25,9 +26,13 @@ _FAR = 1.5  # largest plausible factor between the measured L0 and the one in th
 
 def finite(value: object) -> float | None:
     """Return a finite number as a float; None for anything else, also for a truth value."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real):
         return None
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if isfinite(number) else None
 
 
 def noted_measures(outcome: CellState) -> Iterator[tuple[str, object]]:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from saeval.records import shown_at
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -106,9 +108,11 @@ class Kinds:
         broken = np.unique(rows[self._store.is_partial(ids)])
         if len(broken):
             texts = self._store.strings(tokens[begins[broken][:, None] + np.arange(window)])
+            shown = [shown_at(text) for text in texts]
             here = np.flatnonzero(np.isin(rows, broken))
             which, column = np.searchsorted(broken, rows[here]), positions[here] - begins[rows[here]]
-            found[here] = self.of_texts([texts[k][c] for k, c in zip(which.tolist(), column.tolist(), strict=True)])
+            seen = zip(which.tolist(), column.tolist(), strict=True)
+            found[here] = self.of_texts([texts[k][shown[k][c]] for k, c in seen])
         return found
 
 
@@ -116,7 +120,9 @@ def profile_of(windows: Sequence[Example], kinds: Kinds, threshold: float = 0.3)
     """Return the profile of one latent from its windows; for `threshold`, see `marked`."""
     marks = marked(np.array([window.activations for window in windows]), threshold)[0]
     rows, columns = np.nonzero(marks)
-    texts = [windows[row].tokens[column] for row, column in zip(rows.tolist(), columns.tolist(), strict=True)]
+    shown = [window.shown_at() for window in windows]
+    seen = zip(rows.tolist(), columns.tolist(), strict=True)
+    texts = [windows[row].tokens[shown[row][column]] for row, column in seen]
     return _profiles(rows, columns, kinds.of_texts(texts), np.zeros(len(windows), dtype=np.int64), 1)
 
 

@@ -364,7 +364,7 @@ def _table_rows(path: Path) -> Iterator[tuple[str, str, Any]]:
         rows = csv.DictReader(file, delimiter=delimiter, strict=True)
         try:
             for number, row in enumerate(rows, 1):
-                if any(row.pop(None, ())):
+                if any(cell.strip() for cell in row.pop(None, ())):
                     raise InputError(f"corpus {path}:{rows.line_num}: {_too_many_cells(rows.fieldnames, delimiter)}")
                 yield _name(row, number), f"{path}:{rows.line_num}", row
         except csv.Error as error:

@@ -450,7 +450,7 @@ def test_files_that_hold_no_text_are_refused_with_the_way_out(tmp_path, name, co
 
 
 def test_empty_cells_behind_the_last_column_are_no_text(tmp_path):
-    (tmp_path / "c.csv").write_text("text,id\nthe sea,1,,\nthe sky,2,\n")
+    (tmp_path / "c.csv").write_text("text,id\nthe sea,1,,\nthe sky,2, \n")
     assert [text for _, text in read(tmp_path / "c.csv")] == ["the sea", "the sky"]
 
 

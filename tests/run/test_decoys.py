@@ -267,6 +267,23 @@ def test_marks_look_the_same_in_the_store_as_in_windows_that_break_characters(tm
         assert alone.overlap(found)[i] == pytest.approx(1) and alone.distance(found)[i] == 0
 
 
+def test_marks_on_later_tokens_of_a_character_look_like_the_character(tmp_path):
+    kinds = Kinds(planted_store(tmp_path / "store"))
+    plain = make_examples(activating=4).activating
+
+    def marking(characters, place):
+        windows = []
+        for window, character in zip(plain, characters, strict=True):
+            strengths = np.zeros(len(window.tokens))
+            strengths[1 + place] = 5.0
+            windows.append(replace(window, tokens=("a", character, "", *window.tokens[3:]), activations=strengths))
+        return profile_of(windows, kinds)
+
+    first, later, other = marking("漢字大小", 0), marking("漢字大小", 1), marking("山川火水", 1)
+    assert first.overlap(later).item() == 1 and later.overlap(other).item() == 0
+    assert later.signs.item() == first.signs.item() and later.recurs.item() == first.recurs.item()
+
+
 @pytest.mark.parametrize("threshold", [0.3, 0.05])
 def test_marks_are_as_many_at_the_threshold_of_the_scorer(threshold, tmp_path):
     """All latents fire as often, a third of them at a tenth of their maximum, and the others at a fiftieth."""

@@ -242,6 +242,10 @@ def test_written_spec_runs_from_any_folder_also_where_paths_have_no_slash(tmp_pa
     about = "Explanations of either kind, true and/or false. " * 10
     written = plain(read(tmp_path, f"{text}description: {about!r}\n").data, absolute=True)
     assert written["description"] == about
+    names = "task: words.txt\nmatrix: {data: [words.txt, {id: words.txt, path: store}], place: [./words.txt]}\n"
+    kept = plain(read(tmp_path, names).data, absolute=True)
+    assert kept["task"] == "words.txt" and kept["matrix"]["data"] == ["words.txt", {"id": "words.txt", "path": "store"}]
+    assert kept["matrix"]["place"] == [str(tmp_path / "words.txt")]
     assert written["source"] == {"path": str(tmp_path / "store"), "words": str(tmp_path / "words.txt")}
     assert written["sampler"] == "random"
     assert written["scorers"]["mine"]["use"] == f"{tmp_path / 'mine.py'}:Mine"

@@ -11,6 +11,7 @@ from saeval._util import Located, SpecError, clean, clean_text, did_you_mean
 from saeval.task.spec.models import PART_KEYS, as_part
 
 KeyPath = tuple[str | int, ...]
+_NO_PATHS = {"task", "version", "description", "tags", "claim"}
 MOST_NODES, MOST_DEPTH = 100_000, 40  # limits on a spec; larger ones are a mistake or an attack
 
 
@@ -239,31 +240,36 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     return key, Located(parsed, None, 0) if isinstance(parsed, str) else parsed
 
 
-def plain(value: Any, *, absolute: bool = False, key: str = "") -> Any:
+def plain(value: Any, *, absolute: bool = False, place: tuple[str, ...] = ()) -> Any:
     """Return spec data as plain values for YAML.
 
     Args:
         value: Data of a document.
         absolute: Whether paths relative to the spec file become absolute, so that the result can be run from any
             folder.
-        key: The key that the value belongs to.
+        place: The keys that lead to the value.
     """
     if isinstance(value, dict):
-        return {str(k): plain(v, absolute=absolute, key=str(k)) for k, v in value.items()}
+        return {str(k): plain(v, absolute=absolute, place=(*place, str(k))) for k, v in value.items()}
     if isinstance(value, list):
-        return [plain(v, absolute=absolute) for v in value]
+        return [plain(v, absolute=absolute, place=place) for v in value]
     if isinstance(value, Located):
-        return _absolute(value, value.file, key) if absolute and value.file else str(value)
+        return _absolute(value, value.file, place) if absolute and value.file else str(value)
     return value
 
 
-def _absolute(text: str, file: Path, key: str) -> str:
-    """Return a path beside a spec file as an absolute one, with what follows its colon; other texts unchanged."""
+def _absolute(text: str, file: Path, place: tuple[str, ...]) -> str:
+    """Return a path beside a spec file as an absolute one, with what follows its colon; other texts unchanged.
+
+    Texts without a slash are paths under the key `path` or if they name a file there; but not in a matrix, where they
+    also name cells, nor under keys whose texts are no paths.
+    """
     path, colon, rest = text.partition(":")
     beside = file.parent / path
+    key = place[-1] if place else ""
     try:
-        # A bare word may be the name of a plugin or module, so a folder beside the spec is not enough.
-        named = "/" in text or key == "path" or (beside.suffix and beside.is_file())
+        bare = key == "path" or (key not in _NO_PATHS and beside.suffix and beside.is_file())
+        named = "/" in text or (path and bare and place[0] != "matrix")
         return f"{beside.resolve()}{colon}{rest}" if named and beside.exists() else str(text)
     except OSError:  # too long for a name, such as a description
         return str(text)

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -504,6 +505,14 @@ def test_active_wrong_marks_are_anothers_pattern_on_tokens_that_do_not_fire():
         fires = windows[question.example.id].activations > 0
         assert (np.array(marks) & fires).any() == truth and question.truth == truth
         assert truth <= (list(marks) == windows[question.example.id].firing())
+
+
+def test_active_wrong_marks_are_not_on_a_character_on_whose_other_token_the_latent_fires():
+    whale = make_example(" a b c d", {"b": 5.0})
+    split = replace(whale, tokens=("a", "🐋", "", "b"))
+    strengths = [[0, 5, 0, 0], [0, 0, 5, 0]] * 5
+    windows = [replace(split, context=i, activations=np.array(v, float)) for i, v in enumerate(strengths)]
+    assert Fuzzing(negatives="active").questions(Examples(LatentId("x", 0), tuple(windows), (), 5.0), context()) == []
 
 
 def test_active_negatives_are_told_by_the_marked_tokens_alone():

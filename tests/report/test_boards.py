@@ -20,6 +20,7 @@ from saeval import InputError
 from saeval._compare.join import join
 from saeval.cli.group import main
 from saeval.records.columns import ColumnStyle
+from saeval.report.html.joined import joined_page
 from saeval.report.joined_text import BOARD_FORMATS, written
 from saeval.report.notebook import board_html
 from saeval.results import columns
@@ -188,6 +189,18 @@ def test_groups_of_a_joined_board_are_in_the_order_of_their_numbers(tmp_path):
     assert re.findall(r"^place: (.*)$", str(written(join([tmp_path]), "text", group_by="place")), re.M) == ordered
     with pytest.raises(InputError, match=f"available: place: {', '.join(ordered)}"):
         join([tmp_path], keep=["place=3"])
+
+
+def test_page_of_many_cells_refers_to_the_command_for_tests_against_baselines(tmp_path):
+    def page(n):
+        cells = [cell(f"a{i}", [score_row("detection", 0.7, 0.01)]) for i in range(n)]
+        cells += [cell(f"b{i}", [score_row("detection", 0.5, 0.01)], "neurons") for i in range(n)]
+        (tmp_path / "results.json").write_text(run_of(*cells).model_dump_json(by_alias=True))
+        return joined_page(join([tmp_path]))
+
+    said = "prints the 576 tests against baseline coders"
+    assert said in page(24) and len(page(24)) < 2 * len(page(3))
+    assert said not in page(22)
 
 
 def test_heads_of_a_joined_board_are_distinct_when_judges_differ(tmp_path):

@@ -18,6 +18,7 @@ from saeval.report.html.text import page_name, script_json
 from saeval.report.method import named
 from saeval.results import Column, Line, cell_columns, estimate
 
+_MOST_TESTS = 500  # tests against baseline coders on one board; more would make the page large
 _LIFT = ".lift"  # ends the names of columns of lifts, as in `rank_by`
 
 
@@ -144,8 +145,11 @@ class _Boards:
     def _board(self, board: Leaderboard) -> dict[str, Any]:
         order = [self._number[x.cell.cell] for x in board.standings]
         ranks = [x.rank_text for x in board.standings]
-        notes = [self.notes.setdefault(note, len(self.notes)) for note in board.notes]
-        against = [self._against(found) for found in board.against]
+        against, texts = [self._against(found) for found in board.against], [*board.notes]
+        if len(against) > _MOST_TESTS:
+            texts.append(f"`saeval leaderboard` prints the {len(against):,} tests against baseline coders.")
+            against = []
+        notes = [self.notes.setdefault(note, len(self.notes)) for note in texts]
         return {"by": _ranked_by(board), "order": order, "ranks": ranks, "notes": notes, "against": against}
 
     def _against(self, found: AgainstBaseline) -> list[Any]:

@@ -280,8 +280,8 @@ class Pipeline:
             usable = usable_score(entry, scorer.part.plugin.metrics)
         if not usable:
             return None
-        limit = self._limit_if_cut(item)
-        again = self._retry == "failed" or entry.get("cut_at", limit) < limit
+        cut_at = entry.get("cut_at")
+        again = self._retry == "failed" or (cut_at is not None and cut_at < self._limit_if_cut(item))
         return None if again and _unanswered(entry["result"]) else entry
 
     def _limit_if_cut(self, item: Item) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import logging
 import math
@@ -339,11 +338,7 @@ def _complete(result: R) -> R:
 
 async def _guarded(call: Callable[..., Awaitable[R]], kind: type[R], patience: Patience, *arguments: Any) -> R:
     try:
-        awaited = call(*arguments)
-        if not inspect.isawaitable(awaited):
-            name = getattr(call, "__name__", "its method")
-            return kind.failed(f"the plugin's `{name}` is not async; write `async def {name}`")
-        made = await patience.wait_for(contained(awaited))
+        made = await patience.wait_for(contained(call, *arguments))
         if not isinstance(made, kind):
             return kind.failed(f"the plugin returned {type(made).__name__} instead of {kind.__name__}")
         return _complete(_savable(made))

@@ -67,8 +67,19 @@ def write_atomic(path: Path, data: str | bytes) -> None:
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON; unpaired surrogates, which JSON can escape but UTF-8 cannot encode, become U+FFFD."""
-    value = json.loads(text)
+    """Parse JSON; unpaired surrogates, which JSON can escape but UTF-8 cannot encode, become U+FFFD.
+
+    Raises:
+        json.JSONDecodeError: If it is malformed, nested too deeply, or has a number that Python does not read.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError:
+        raise json.JSONDecodeError("it is nested too deeply", text, 0) from None
+    except ValueError:
+        raise json.JSONDecodeError("it has a number with too many digits", text, 0) from None
     return clean(value) if may_have_surrogates(text) else value
 
 
@@ -87,8 +98,6 @@ def read_json(file: Path) -> Any:
         raise InputError(f"{file}:{error.lineno}: is not JSON ({error.msg}, column {error.colno})") from None
     except UnicodeDecodeError:
         raise InputError(f"{file}: is not UTF-8 text") from None
-    except RecursionError:
-        raise InputError(f"{file}: is nested too deeply") from None
 
 
 def read_json_lines(file: Path) -> Iterator[tuple[str, Any]]:
@@ -116,8 +125,6 @@ def read_json_lines(file: Path) -> Iterator[tuple[str, Any]]:
         raise InputError(f"{file}: is not UTF-8 text") from None
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({os_reason(error)})") from None
-    except RecursionError:
-        raise InputError(f"{where}: is nested too deeply") from None
 
 
 class LineFile:

@@ -91,16 +91,18 @@ def being_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-async def contained(call: Awaitable[T]) -> T:
-    """Wait for a plugin's call.
+async def contained(method: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+    """Call a plugin's method and wait for it.
 
     Raises:
-        PluginExit: If it is nothing to wait for, or it raised `SystemExit`, a panic of another language, or
+        PluginExit: If the method is not async, or it raised `SystemExit`, a panic of another language, or
             `CancelledError` without being cancelled.
     """
-    if not inspect.isawaitable(call):
-        raise PluginExit(f"the plugin's method returned {type(call).__name__} at once; write `async def`")
     try:
+        call = method(*arguments)
+        if not inspect.isawaitable(call):
+            name = getattr(method, "__name__", "method")
+            raise PluginExit(f"the plugin's `{name}` is not async; write `async def {name}`")
         return await call
     except (Exception, KeyboardInterrupt, GeneratorExit):
         raise

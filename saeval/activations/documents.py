@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from saeval._util import InputError, counted
+from saeval._util import InputError, counted, parse_json
 from saeval.activations.row_texts import CHATS, Fields, Notes, Template, text_of
 
 T = TypeVar("T")
@@ -158,7 +158,7 @@ def _whole_text(name: str, file: Path, field: Fields) -> Iterator[Document]:
     with _opened(file) as lines:
         first = lines.readline()
     with suppress(ValueError):
-        row = _parsed(first)
+        row = parse_json(first)
         named = (field, *CHATS) if isinstance(field, str) else field
         if isinstance(row, dict) and any(name in row for name in named):
             raise InputError(f"corpus {file}: contains JSON lines; rename it to end in .jsonl")
@@ -268,26 +268,10 @@ _COMPRESSED: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def _parsed(text: str) -> Any:
-    """Parse JSON.
-
-    Raises:
-        json.JSONDecodeError: If it is malformed, nested too deeply, or has a number that Python does not read.
-    """
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        raise
-    except RecursionError:
-        raise json.JSONDecodeError("it is nested too deeply", text, 0) from None
-    except ValueError:
-        raise json.JSONDecodeError("it has a number with too many digits", text, 0) from None
-
-
 def _loads(path: Path) -> Any:
     with _opened(path) as file:
         try:
-            return _parsed(file.read())
+            return parse_json(file.read())
         except json.JSONDecodeError as error:
             raise InputError(f"corpus {path}:{error.lineno}: not JSON ({error.msg})") from None
 
@@ -309,7 +293,7 @@ def _is_one_object(path: Path) -> bool:
         first = next((line for line in lines if line.strip()), "")
         more = any(line.strip() for line in lines)
     try:
-        row = _parsed(first)
+        row = parse_json(first)
     except json.JSONDecodeError:
         return first.strip() == "{"
     return not more and _listed(row) != [row]
@@ -347,7 +331,7 @@ def _lines_of_json(path: Path) -> Iterator[tuple[str, str, Any]]:
             if not line.strip():
                 continue
             try:
-                row = _parsed(line)
+                row = parse_json(line)
             except json.JSONDecodeError as error:
                 raise InputError(f"corpus {path}:{number}: not JSON ({error.msg})") from None
             yield _name(row, number), f"{path}:{number}", row

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from saeval._util import InputError, counted
+from saeval._util import InputError, counted, parse_json
 
 Template = Callable[[Sequence[Mapping[str, str]]], str]
 """Renders a conversation (turns with `role` and `content`) as the text that the model reads."""
@@ -147,8 +147,8 @@ def _parsed(value: Any) -> Any:
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
+        return parse_json(value)
+    except json.JSONDecodeError:
         return value
 
 

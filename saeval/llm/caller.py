@@ -210,7 +210,7 @@ class Caller:
             work.in_flight = not self._llm.in_process
             try:
                 async with self._timeout.running():
-                    answer = await contained(ask(request))
+                    answer = await contained(ask, request)
             except TimeoutError:
                 what = f"{self._model}: no answer within {self._settings.timeout:g} s"
                 raise LLMError(what, retryable=True) from None
@@ -218,7 +218,7 @@ class Caller:
                 raise LLMError(f"{self._model}: {error}") from error
             self._timeout.answered()
             self._waits.heard()
-            is_answer = isinstance(answer, question.shape)
+            is_answer = isinstance(answer, question.shape)  # in a variable, since mypy would narrow the type
             if not is_answer:
                 what = f"returned {type(answer).__name__} instead of {question.shape.__name__}"
                 raise LLMError(f"{self._model}: the plugin {what}", lasting=True)

@@ -54,6 +54,11 @@ class Fit(NamedTuple):
                 context = min(context, limit - lead)
         return cls(made_for, model, place, max(context, _SHORTEST), bos)
 
+    @property
+    def width(self) -> int | None:
+        """Width of the model's residual stream; None if its files do not state it."""
+        return None if (facts := self._facts) is None else facts.width
+
     def check_model(self, texts: Sequence[str] = (), *, chat: bool = False) -> None:
         """Check that the model is causal, has the hookpoint, and can read the corpus.
 

@@ -103,6 +103,10 @@ class Example:
         """Return for each token the index of the token that shows its text; see `shown_at`."""
         return shown_at(self.tokens)
 
+    def over_characters(self, flags: Sequence[bool]) -> Sequence[bool]:
+        """Return flags of tokens, in which all tokens of a character have the flag if one of them has."""
+        return over_characters(self.tokens, flags)
+
 
 def shown_at(tokens: Sequence[str]) -> list[int]:
     """Return for each token the index of the token that shows its text.
@@ -122,6 +126,15 @@ def shown_at(tokens: Sequence[str]) -> list[int]:
     return places
 
 
+def over_characters(tokens: Sequence[str], flags: Sequence[bool]) -> Sequence[bool]:
+    """Return flags of tokens, in which all tokens of a character have the flag if one of them has; see `shown_at`."""
+    if "" not in tokens:
+        return flags
+    places = shown_at(tokens)
+    flagged = set(compress(places, flags))
+    return [at in flagged for at in places]
+
+
 def with_marks(tokens: Sequence[str], marks: Sequence[bool]) -> str:
     """Return tokens as text, with runs of marked ones wrapped in `<<` and `>>`.
 
@@ -129,13 +142,9 @@ def with_marks(tokens: Sequence[str], marks: Sequence[bool]) -> str:
     """
     if len(marks) != len(tokens):
         raise ValueError(f"{len(marks)} marks for {len(tokens)} tokens")
-    if "" in tokens:
-        places = shown_at(tokens)
-        marked = set(compress(places, marks))
-        marks = [at in marked for at in places]
     pieces: list[str] = []
     inside = False
-    for token, mark in zip(tokens, marks, strict=True):
+    for token, mark in zip(tokens, over_characters(tokens, marks), strict=True):
         if mark != inside:
             pieces.append(OPEN if mark else CLOSE)
             inside = mark

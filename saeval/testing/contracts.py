@@ -87,7 +87,8 @@ def check_scorer(scorer: Scorer, llm: Callable[[], LanguageModel] | None = None,
 
     def score(model: LanguageModel, given: Examples = examples, seed: int = 0) -> Score:
         with _untouched(given):
-            result = _awaited("score", scorer.score(explanation, given, context(model, seed=seed, **lent)), Score)
+            answer = scorer.score(explanation, given, context(model, seed=seed, **lent))
+            result = asyncio.run(_awaited("score", answer, Score))
         _check_score(scorer, result, given)
         return result
 
@@ -131,7 +132,8 @@ def check_explainer(explainer: Explainer, llm: Callable[[], LanguageModel] | Non
 
     def explain(model: LanguageModel) -> Explanation:
         with _untouched(examples):
-            result = _awaited("explain", explainer.explain(examples, context(model, **lent)), Explanation)
+            answer = explainer.explain(examples, context(model, **lent))
+            result = asyncio.run(_awaited("explain", answer, Explanation))
         assert Explanation.model_validate_json(result.model_dump_json()) == result, "the explanation is not JSON"
         assert bool(result.text.strip()) == (result.status == "ok"), f"status {result.status} with text {result.text!r}"
         assert result.status == "ok" or result.reason, f"status {result.status} without a reason"
@@ -365,9 +367,7 @@ def _some_result(*, partial: bool) -> RunResult:
 async def _ask_everything(llm: LLM) -> None:
     try:
         asked = llm.complete(Request.of("What is the capital of France? Answer with one word.", max_tokens=8))
-        assert inspect.isawaitable(asked), "`complete` is not async; write `async def complete`"
-        reply = await asked
-        assert isinstance(reply, Reply), _wrong("complete", reply, Reply)
+        reply = await _awaited("complete", asked, Reply)
         assert reply.text, "an empty answer is returned; raise LLMError"
         counts = (reply.usage.input_tokens, reply.usage.output_tokens, reply.usage.cached_tokens, reply.usage.usd or 0)
         assert min(counts) >= 0, f"usage {reply.usage} is negative"
@@ -434,14 +434,10 @@ def _useless_models() -> dict[str, LanguageModel]:
     }
 
 
-def _awaited(method: str, answer: Awaitable[R], kind: type[R]) -> R:
-    """Return what a step's method returns, and refuse other types."""
-
-    async def wait() -> R:
-        return await answer
-
+async def _awaited(method: str, answer: Awaitable[R], kind: type[R]) -> R:
+    """Return what an async method returns, and refuse other types."""
     assert inspect.isawaitable(answer), f"`{method}` is not async; write `async def {method}`"
-    result = asyncio.run(wait())
+    result = await answer
     assert isinstance(result, kind), _wrong(method, result, kind)
     return result
 

@@ -212,6 +212,32 @@ def tiny_source(folder: Path) -> dict:
     }}  # fmt: skip
 
 
+def random_task(folder: Path, *, n_latents: int, window: int, score: int, **changes: object) -> dict:
+    """Write a model and a corpus into a folder, and return a spec of a random SAE whose judge names no window.
+
+    Args:
+        folder: Where to.
+        n_latents: Of the SAE.
+        window: Tokens per window.
+        score: Activating and non-activating windows per latent to score.
+        changes: Other keys of the spec.
+    """
+    return {
+        "saeval": 1, "task": "small", "version": "1.0",
+        "source": {"use": "transformers", "with": {
+            "model": str(tiny_model(folder / "model")), "hookpoint": "layers.0",
+            "coder": {"use": "random_sae", "with": {"n_latents": n_latents, "k": 8}},
+            "corpus": {"path": str(tiny_corpus(folder / "corpus.jsonl")), "context": 32},
+        }},
+        "latents": {"n": 2, "min_windows": 4},
+        "sampler": {"use": "random", "with": {
+            "window": window, "explain": 5, "score": score, "non_activating": {"n": score},
+        }},
+        "llms": {"judge": {"model": "scripted/no", "reply": "[0]"}}, "explainer": "top_tokens", "scorers": {"detection": {}},
+        **changes,
+    }  # fmt: skip
+
+
 def tiny_sae(
     folder: Path,
     architecture: str = "topk",

@@ -518,7 +518,7 @@ def test_plugin_whose_answer_is_no_reply_is_told_what_to_return(tmp_path):
     (failed,) = ask(gateway(tmp_path, Text(model="m")), Request.of("a"))
     assert isinstance(failed, LLMError) and "text/m: the plugin returned str instead of Reply" in str(failed)
     (failed,) = ask(gateway(tmp_path, Plain(model="m")), Request.of("a"))
-    assert isinstance(failed, LLMError) and "method returned Reply at once; write `async def`" in str(failed)
+    assert isinstance(failed, LLMError) and "`complete` is not async; write `async def complete`" in str(failed)
 
 
 def test_key_is_sent_but_never_written(tmp_path, client, caplog, capfd):

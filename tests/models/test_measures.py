@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from small_stores import dataset, write
-from tiny import D, tiny_corpus, tiny_model
+from tiny import D, random_task, tiny_model
 
 import saeval
 from saeval import InputError
@@ -126,18 +126,8 @@ def test_transcoder_is_refused_in_a_sentence(subject, store):
 
 def measured(folder):
     """A task with a model of its own whose coder is measured."""
-    return {
-        "saeval": 1, "task": "measured", "version": "1.0",
-        "source": {"use": "transformers", "with": {
-            "model": str(tiny_model(folder / "model", "llama")), "hookpoint": "layers.0",
-            "coder": {"use": "random_sae", "with": {"n_latents": 64, "k": 8}},
-            "corpus": {"path": str(tiny_corpus(folder / "corpus.jsonl")), "context": 32},
-        }},
-        "latents": {"n": 2, "min_windows": 4},
-        "sampler": {"use": "random", "with": {"window": 8, "explain": 5, "score": 10, "non_activating": {"n": 10}}},
-        "llms": {"judge": {"model": "scripted/no", "reply": "[0]"}}, "explainer": "top_tokens",
-        "scorers": {"detection": {"with": {"batch": 1}}}, "measure": ["l0", "ce_recovered"],
-    }  # fmt: skip
+    changes = {"scorers": {"detection": {"with": {"batch": 1}}}, "measure": ["l0", "ce_recovered"]}
+    return random_task(folder, n_latents=64, window=8, score=10, **changes)
 
 
 def test_run_measures_it_when_asked_and_only_once(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from fake_server import content, error
 from planted_run import finished, spec, truthful, truthful_server
-from tiny import tiny_corpus, tiny_model
+from tiny import random_task
 
 import saeval
 from saeval import InputError, SpecError
@@ -567,18 +567,7 @@ def test_latents_that_cannot_be_sampled_are_one_clear_sentence(tmp_path):
 
 
 def test_message_about_a_baseline_coder_that_cannot_be_sampled_names_it(tmp_path):
-    task = {
-        "saeval": 1, "task": "small", "version": "1.0",
-        "source": {"use": "transformers", "with": {
-            "model": str(tiny_model(tmp_path / "model", "llama")), "hookpoint": "layers.0",
-            "coder": {"use": "random_sae", "with": {"n_latents": 256, "k": 8}},
-            "corpus": {"path": str(tiny_corpus(tmp_path / "corpus.jsonl")), "context": 32},
-        }},
-        "latents": {"n": 2, "min_windows": 4},
-        "sampler": {"use": "random", "with": {"window": 14, "explain": 5, "score": 5, "non_activating": {"n": 5}}},
-        "llms": {"judge": {"model": "scripted/no", "reply": "[0]"}}, "explainer": "top_tokens",
-        "scorers": {"detection": {}}, "baselines": [{"use": "neurons", "with": {"k": 24}}],
-    }  # fmt: skip
+    task = random_task(tmp_path, n_latents=256, window=14, score=5, baselines=[{"use": "neurons", "with": {"k": 24}}])
     with pytest.raises(InputError, match="cell coder=neurons: .*; or remove neurons from `baselines`"):
         saeval.run(task, out=tmp_path / "run")  # each neuron fires on half of the tokens
 

@@ -112,13 +112,6 @@ class Fuzzing(Judge):
         if not lenders or not borrowers:
             return []
         marks = np.array([self._marks(window) for window in lenders], dtype=np.int64)
-        fires = np.array([_lit(window) for window in borrowers], dtype=np.int64)
+        fires = np.array([window.over_characters(window.activations != 0) for window in borrowers], dtype=np.int64)
         partner = maximum_bipartite_matching(csr_array(marks @ fires.T == 0), perm_type="column")
         return [(lenders[i], borrowers[j]) for i, j in enumerate(partner) if j >= 0]
-
-
-def _lit(window: Example) -> list[bool]:
-    """Return which tokens show text on which the latent fires; a character of several tokens is shown as one."""
-    places = window.shown_at()
-    lit = {at for at, value in zip(places, window.activations.tolist(), strict=True) if value != 0}
-    return [at in lit for at in places]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from contextlib import suppress
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue, PrivateAttr, SerializeAsAny
@@ -109,10 +107,10 @@ class Transformers(ActivationSource):
         LiveModel.check(self.model)
         self.coder.check()
         self.corpus.check()
-        place, reads, width = self._place, self.coder.width(), _residual_width(self.model)
+        fit, place, reads = self._fit(), self._place, self.coder.width()
+        width = fit.width
         if reads is not None and width is not None and reads != width and IN_RESIDUAL.fullmatch(place):
             raise _width_mismatch(reads, place, self.model, width)
-        fit = self._fit()
         if (conflicts := fit.conflicts()) and not self.accept_mismatch:
             raise _mismatch(conflicts)
         fit.check_model(self.corpus.first_texts(), chat=self.corpus.holds_chats())
@@ -646,14 +644,3 @@ def _hookpoint(source: Transformers, live: LiveModel, place: str | None = None) 
         return HookPoint(wanted.path, wanted.site, center)
     reads_input = "in" in (named.site, wanted.site) and not place.endswith(".output")
     return HookPoint(named.path, "in" if reads_input else "out", center)
-
-
-def _residual_width(model: str) -> int | None:
-    """Return the width of the residual stream from a local config.json; None if it does not state it."""
-    try:
-        config = json.loads((Path(model).expanduser() / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    inner = config.get("text_config")
-    text = inner if isinstance(inner, dict) else config
-    return next((text[key] for key in ("hidden_size", "n_embd", "d_model") if key in text), None)

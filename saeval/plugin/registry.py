@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -470,11 +470,17 @@ def _check_class(cls: Any, kind: str, base: Any) -> None:
         )
     if inspect.isabstract(cls):
         raise _Broken(f"{cls.__name__} does not implement {', '.join(sorted(getattr(cls, '__abstractmethods__', ())))}")
-    for method, ours in inspect.getmembers(base, inspect.isfunction):
-        if not ours.__module__.startswith("saeval."):
-            continue  # pydantic's own methods, such as `copy`, which a plugin may replace
-        if inspect.iscoroutinefunction(getattr(cls, method)) and not inspect.iscoroutinefunction(ours):
+    for method in _plain_methods(base):
+        if inspect.iscoroutinefunction(getattr(cls, method)):
             raise _Broken(f"{cls.__name__}: `{method}` is async, but nothing awaits it; write `def {method}`")
+
+
+@cache
+def _plain_methods(base: type) -> list[str]:
+    """Return the methods of an interface that are not async, without pydantic's, such as `copy`."""
+    methods = inspect.getmembers(base, inspect.isfunction)
+    own = [(name, method) for name, method in methods if method.__module__.startswith("saeval.")]
+    return [name for name, method in own if not inspect.iscoroutinefunction(method)]
 
 
 def _from_file(kind: str, reference: str, base: Path) -> Loaded:

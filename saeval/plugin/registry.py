@@ -520,16 +520,24 @@ def _from_file(kind: str, reference: str, base: Path) -> Loaded:
     return Loaded(f"{LOCAL}/{cls.name}", kind, cls, path.name, sha[:12], sha, neighbours_hash(path))
 
 
-def options_error(cls: type[Plugin], error: ValidationError) -> list[tuple[tuple[str | int, ...], str]]:
-    """Turn pydantic's complaints about a plugin's options into (place, sentence) pairs."""
+def options_error(
+    cls: type[Plugin], error: ValidationError, settings: Collection[str] = ()
+) -> list[tuple[tuple[str | int, ...], str]]:
+    """Turn pydantic's complaints about a plugin's options into (place, sentence) pairs.
+
+    Args:
+        cls: The plugin.
+        error: The complaints.
+        settings: Names of the settings that a spec writes among the options, as for the role of a language model.
+    """
     found = []
     for item in error.errors():
         loc, fields = _place(cls, tuple(item["loc"]))
         if item["type"] == "extra_forbidden":
-            owner = cls.name if len(loc) == 1 else ".".join(map(str, loc[:-1]))
-            message = (
-                f"no such option{did_you_mean(str(loc[-1]), fields)}; {owner} has: {', '.join(fields) or 'no options'}"
-            )
+            owner, beside = (cls.name, settings) if len(loc) == 1 else (".".join(map(str, loc[:-1])), ())
+            hint = did_you_mean(str(loc[-1]), [*fields, *beside])
+            message = f"no such option{hint}; {owner} has: {', '.join(fields) or 'no options'}"
+            message += f"; every role has: {', '.join(beside)}" if beside else ""
         elif item["type"] == "union_tag_invalid":
             loc = (*loc, item["ctx"]["discriminator"].strip("'"))
             message = f"should be one of {item['ctx']['expected_tags']} (got {item['ctx']['tag']!r})"

@@ -62,7 +62,17 @@ class PartMaker:
             if key not in keys and getattr(spec, name) not in (None, {}):
                 self.fail((*path, key), f"has no effect on {owner}; omit it")
 
-    def instance(self, loaded: Loaded, options: Mapping[str, Any], path: KeyPath) -> Part[Any] | None:
+    def instance(
+        self, loaded: Loaded, options: Mapping[str, Any], path: KeyPath, settings: Collection[str] = ()
+    ) -> Part[Any] | None:
+        """Create a plugin with its options, and let it check them.
+
+        Args:
+            loaded: The plugin.
+            options: Its options.
+            path: Place of the options.
+            settings: Names of the settings beside them, of a language model's role.
+        """
         before = len(self.problems)
         nested = {k: part for k, v in options.items() if (part := self.nested(loaded.cls, k, v, path)) is not None}
         if len(self.problems) > before:
@@ -75,7 +85,7 @@ class PartMaker:
                 plugin.check()
             mistake = _mistake(plugin, fingerprint=check and loaded.distribution != BUILT_IN)
         except ValidationError as error:
-            for loc, message in options_error(loaded.cls, error):
+            for loc, message in options_error(loaded.cls, error, settings):
                 self.fail((*path, *loc), message)
             return None
         except InputError as error:
@@ -105,7 +115,7 @@ class PartMaker:
         for role, role_spec in specs.items():
             path: KeyPath = ("llms", role)
             options = dict(role_spec.model_extra or {})
-            known = set(RoleSettings.model_fields)
+            known = RoleSettings.model_fields
             try:
                 settings = RoleSettings.model_validate({k: v for k, v in options.items() if k in known})
             except ValidationError as error:
@@ -117,7 +127,7 @@ class PartMaker:
                 continue
             # null removes an option of an included spec, for models of another plugin
             others = {k: v for k, v in options.items() if k not in known and v is not None}
-            part = self.instance(loaded, {"model": rest, **others}, path)
+            part = self.instance(loaded, {"model": rest, **others}, path, known)
             if part is not None and settings.structured and not part.plugin.follows_schemas:
                 self.fail(
                     (*path, "structured"),

@@ -148,6 +148,20 @@ def test_wrong_setting_of_a_role_is_one_sentence_as_elsewhere_in_the_spec(tmp_pa
 
 
 @pytest.mark.parametrize(
+    ("key", "meant"), [("tempratur", "temperature"), ("max_token", "max_tokens"), ("api_bse", "api_base")]
+)
+def test_misspelt_key_of_a_role_gets_a_suggestion_from_its_settings_and_its_plugins_options(tmp_path, key, meant):
+    judge = {"model": "openai/gpt-4o-mini", key: 0}
+    with pytest.raises(SpecError) as error:
+        load_task({**odd_task(tmp_path), "llms": {"judge": judge}}, registry=Registry())
+    (problem,) = error.value.problems
+    assert problem.startswith(
+        f"llms.judge.{key}: no such option, did you mean {meant!r}?; litellm has: model, api_base"
+    )
+    assert "; every role has: temperature, max_tokens" in problem
+
+
+@pytest.mark.parametrize(
     ("latents", "said"),
     [
         ({"indices": [1, 2]}, "latents.indices: is used only with `select: list`"),

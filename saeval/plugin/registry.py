@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 GROUP = "saeval"
 BUILT_IN = "saeval"
 LOCAL = "local"
+MISSING = "is missing"
+"""What `options_error` says of a required option."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -542,7 +544,7 @@ def options_error(
             loc = (*loc, item["ctx"]["discriminator"].strip("'"))
             message = f"should be one of {item['ctx']['expected_tags']} (got {item['ctx']['tag']!r})"
         elif item["type"] == "missing":
-            message = "is missing"
+            message = MISSING
         elif item["type"] == "frozen_instance":
             message = "is assigned by the plugin's own __init__; declare options as fields, such as `k: int = 3`"
         else:

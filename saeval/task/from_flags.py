@@ -90,7 +90,7 @@ def _models(flags: TaskFlags, registry: Registry) -> tuple[str, dict[str, Any]]:
     if flags.explainer and "/" not in flags.explainer:
         use, explaining = flags.explainer, None
         registry.get("explainer", use)  # raises an error for unknown names
-    judges = [name for name in flags.scorers if _asks(name, registry)]
+    judges = [name for name in flags.scorers if _asks_judge(name, registry)]
     if use == "default" and explaining is None:
         raise InputError(
             "give --judge MODEL, such as openai/gpt-4o-mini, or an explainer without one: --explainer top_tokens"
@@ -101,10 +101,10 @@ def _models(flags: TaskFlags, registry: Registry) -> tuple[str, dict[str, Any]]:
     return use, {role: _role(role, model, flags.api_base) for role, model in models.items() if model}
 
 
-def _asks(scorer: str, registry: Registry) -> bool:
-    """Return whether a scorer asks a language model."""
+def _asks_judge(scorer: str, registry: Registry) -> bool:
+    """Return whether a scorer asks the judge; the models of other roles have no flag."""
     cls = registry.get("scorer", scorer).cls
-    return issubclass(cls, Step) and cls.llm_role is not None
+    return issubclass(cls, Step) and cls.llm_role == "judge"
 
 
 def _role(role: str, model: str, api_base: str | None) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from saeval._util import InputError, PluginError, without_secrets
+from saeval._util import InputError, PluginError, did_you_mean, without_secrets
 from saeval.llm import RoleSettings
 from saeval.plugin.base import Need, Plugin, Scorer, Step, Tracker, kind_of
-from saeval.plugin.registry import BUILT_IN, Loaded, Registry, options_error
+from saeval.plugin.registry import BUILT_IN, MISSING, Loaded, Registry, options_error
 from saeval.records import Metric
 from saeval.task.parts import Part, RolePart, StepPart
 from saeval.task.spec.document import KeyPath, SpecDocument
@@ -86,7 +86,10 @@ class PartMaker:
             mistake = _mistake(plugin, fingerprint=check and loaded.distribution != BUILT_IN)
         except ValidationError as error:
             for loc, message in options_error(loaded.cls, error, settings):
-                self.fail((*path, *loc), message)
+                place = (*path, *loc)
+                if message == MISSING and (remedy := self.document.remedy(place)):
+                    message += f"; {loaded.cls.name} requires it{remedy}"
+                self.fail(place, message)
             return None
         except InputError as error:
             self.fail(path[:-1], str(error))
@@ -165,9 +168,13 @@ class PartMaker:
         role = spec.llm or step.llm_role
         if spec.llm and step.llm_role is None:
             self.fail((*path, "llm"), f"{part.loaded.id} does not use a language model; omit `llm`")
-        if role is not None and role not in self.document.data.get("llms", {}):
-            have = ", ".join(self.document.data.get("llms", {})) or "none"
-            self.fail(path, f"{part.loaded.id} uses the role {role!r}, which is not under llms (it has: {have})")
+        llms = self.document.data.get("llms", {})
+        if role is not None and role not in llms:
+            self.fail(
+                path,
+                f"{part.loaded.id} uses the role {role!r}, which is not under llms{did_you_mean(role, llms)} (it has: "
+                f"{', '.join(llms) or 'none'}); to add the role, give its model, as with --set llms.{role}.model=MODEL",
+            )
             return None
         asked = roles.get(role) if role else None
         if asked and "logprobs" in step.needs() and not asked.part.plugin.can_score:

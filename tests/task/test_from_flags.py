@@ -89,6 +89,11 @@ def test_what_is_missing_or_does_not_go_together_is_said(place, arguments, sente
     assert sentence in saeval(place, "validate", *arguments, code=2).stderr
 
 
+def test_scorer_of_another_role_than_the_judges_asks_for_no_judge(place):
+    spec = spec_from_flags(flags(place, judge=None, explainer="top_tokens", scorers=["surprisal"]), Registry())
+    assert spec["llms"] == {} and [*spec["scorers"]] == ["surprisal"]
+
+
 def test_new_task_asks_for_what_flags_do_not_say_and_writes_a_valid_spec(place):
     answers = "m\nruns/one/final runs/two/final\ntext.txt\nopenai_compatible/judge\n"
     made = saeval(place, "new", "task", "mine", "--api-base", "http://127.0.0.1:9/v1", input=answers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+import yaml
 
 from saeval import SpecError
 from saeval.plugin.registry import Registry
@@ -159,6 +160,26 @@ def test_misspelt_key_of_a_role_gets_a_suggestion_from_its_settings_and_its_plug
         f"llms.judge.{key}: no such option, did you mean {meant!r}?; litellm has: model, api_base"
     )
     assert "; every role has: temperature, max_tokens" in problem
+
+
+def test_missing_option_of_a_model_from_the_command_line_is_told_with_the_flag_that_gives_it(tmp_path):
+    file = tmp_path / "t.yaml"
+    file.write_text(yaml.safe_dump({**odd_task(tmp_path), "llms": {"judge": {"model": "openai/gpt-4o-mini"}}}))
+    given = {"registry": Registry(), "llms": {"judge": "openai_compatible/m"}}
+    with pytest.raises(SpecError) as error:
+        load_task(file, **given)
+    assert str(error.value) == (
+        "command line: llms.judge.api_base: is missing; openai_compatible requires it, so add "
+        "--set llms.judge.api_base=VALUE"
+    )
+    assert load_task(file, **given, overrides={"llms.judge.api_base": "http://127.0.0.1:9/v1"}).roles
+
+
+def test_role_that_a_scorer_uses_and_the_spec_lacks_is_told_with_the_flag_that_adds_it(tmp_path):
+    task = {**odd_task(tmp_path), "scorers": {"surprisal": {}}}
+    with pytest.raises(SpecError, match=r"uses the role 'base', which.*with --set llms\.base\.model=MODEL$"):
+        load_task(task, registry=Registry())
+    assert load_task(task, registry=Registry(), overrides={"llms.base.model": "hf/x"}).roles
 
 
 @pytest.mark.parametrize(

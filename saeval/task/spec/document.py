@@ -44,12 +44,18 @@ class SpecDocument:
 
     def where(self, path: KeyPath) -> str:
         """Return `file:line: a.b.c` for a value, or for its nearest ancestor with a place."""
-        dotted = ".".join(f"{p}" for p in path)
+        dotted = _dotted(path)
         place = self._nearest(path)
         if place is None:
             return dotted
         file, line = place
-        return f"{file.name}:{line}: {dotted}" if file else f"--set {dotted}"
+        if file is None:
+            return f"--set {dotted}" if path in self.places else f"command line: {dotted}"
+        return f"{file.name}:{line}: {dotted}"
+
+    def remedy(self, path: KeyPath) -> str:
+        """Return how to give a missing value on the command line; empty if it belongs to a file."""
+        return "" if self.folder(path) else f", so add --set {_dotted(path)}=VALUE"
 
     def folder(self, path: KeyPath) -> Path | None:
         """Return the folder of the file that contains a value; None for values from elsewhere."""
@@ -206,7 +212,7 @@ def override(document: SpecDocument, assignments: Mapping[str, Any]) -> SpecDocu
 
 def _not_in(value: Any, path: KeyPath, key: str | int) -> str:
     """Return why a value cannot have a key; empty if it can. Names no values, which may be credentials."""
-    name = ".".join(map(str, path))
+    name = _dotted(path)
     if isinstance(value, dict):
         return ""
     if not isinstance(value, list):
@@ -216,6 +222,10 @@ def _not_in(value: Any, path: KeyPath, key: str | int) -> str:
     if not value:
         return f"{name} is a list with no entries; set the whole list"
     return f"{name} is a list with entries 0 to {len(value) - 1}, not {key!r}"
+
+
+def _dotted(path: KeyPath) -> str:
+    return ".".join(map(str, path))
 
 
 def _keys(dotted: str) -> KeyPath:

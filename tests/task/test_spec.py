@@ -148,6 +148,14 @@ def test_unknown_expression_is_refused_with_its_line(tmp_path, expression):
     assert found.startswith("spec.yaml:8: description")
 
 
+def test_every_wrong_expression_of_one_text_is_told(tmp_path):
+    text = GOOD + "description: '${env.HOME} ${matrix.sae.id} ${matrix.n}'\nmatrix: {sae: [{id: a}]}\n"
+    assert problems(tmp_path, text) == [
+        "spec.yaml:8: description: only ${matrix.AXIS} can be filled in (got ${env.HOME})",
+        "spec.yaml:8: description: ${matrix.n}: no 'n' there; it has sae",
+    ]
+
+
 def test_overrides_are_typed_and_false_works(tmp_path):
     document = override(read(tmp_path, GOOD), dict(map(parse_assignment, ["latents.n=7", "run.max_cost_usd=null", "scorers.detection.with.batch=2", "tags=[a, b]", "tags.1=false"])))  # fmt: skip
     assert document.data["latents"] == {"n": 7}

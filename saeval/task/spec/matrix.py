@@ -39,9 +39,9 @@ def cells_of(document: SpecDocument) -> Iterator[tuple[dict[str, Any], SpecDocum
         ids = {axis: axis_id(value) for axis, value in axes.items()}
         if any(all(ids.get(k) == str(v) for k, v in e.items()) for e in excluded):
             continue
-        wrong: dict[KeyPath, str] = {}
+        wrong: dict[KeyPath, list[str]] = {}
         filled = _fill(template, axes, (), wrong)
-        problems += [f"{document.where(path)}: {problem}" for path, problem in wrong.items()]
+        problems += [f"{document.where(path)}: {reason}" for path, reasons in wrong.items() for reason in reasons]
         moved = _moved(template, chosen, (), document, wrong)
         yielded = True
         yield axes, SpecDocument(filled, document.places | moved, wrong)
@@ -86,8 +86,8 @@ def _moved(
     return found
 
 
-def _fill(value: Any, axes: dict[str, Any], path: KeyPath, wrong: dict[KeyPath, str]) -> Any:
-    """Return a value with every `${…}` filled in; one that is wrong stays as it is, and `wrong` gets the reason."""
+def _fill(value: Any, axes: dict[str, Any], path: KeyPath, wrong: dict[KeyPath, list[str]]) -> Any:
+    """Return a value with every `${…}` filled in; those that are wrong stay, and `wrong` gets the reasons."""
     if isinstance(value, dict):
         return {k: _fill(v, axes, (*path, k), wrong) for k, v in value.items()}
     if isinstance(value, list):
@@ -99,12 +99,12 @@ def _fill(value: Any, axes: dict[str, Any], path: KeyPath, wrong: dict[KeyPath, 
         root, *keys = slot[1].split(".")
         at: Any = axes
         if root != "matrix" or not keys:
-            wrong[path] = f"only ${{matrix.AXIS}} can be filled in (got {_slot(slot[1])})"
+            wrong.setdefault(path, []).append(f"only ${{matrix.AXIS}} can be filled in (got {_slot(slot[1])})")
             return slot[0]
         for key in keys:
             if not isinstance(at, Mapping) or key not in at:
                 have = ", ".join(map(str, at)) if isinstance(at, Mapping) and at else "none"
-                wrong[path] = f"{_slot(slot[1])}: no {key!r} there; it has {have}"
+                wrong.setdefault(path, []).append(f"{_slot(slot[1])}: no {key!r} there; it has {have}")
                 return slot[0]
             at = at[key]
         return deepcopy(at) if not isinstance(at, str) else at

@@ -15,7 +15,7 @@ from saeval.plugin.registry import BUILT_IN, MISSING, Loaded, Registry, options_
 from saeval.records import Metric
 from saeval.task.parts import Part, RolePart, StepPart
 from saeval.task.spec.document import KeyPath, SpecDocument
-from saeval.task.spec.models import OPTION_KEYS, STEP_KEYS, PartSpec, RoleSpec, Spec
+from saeval.task.spec.models import OPTION_KEYS, STEP_KEYS, PartSpec, RoleSpec, Spec, as_part
 from saeval.task.spec.validation import explain_error
 
 
@@ -73,9 +73,13 @@ class PartMaker:
             path: Place of the options.
             settings: Names of the settings beside them, of a language model's role.
         """
-        before = len(self.problems)
-        nested = {k: part for k, v in options.items() if (part := self.nested(loaded.cls, k, v, path)) is not None}
-        if len(self.problems) > before:
+        made: dict[str, Part[Any] | None] = {}
+        for key, value in options.items():
+            kind = _kind_of_option(loaded.cls, key)
+            if kind is not None and not isinstance(value, Plugin):
+                made[key] = self.nested(kind, value, (*path, key))
+        nested = {key: part for key, part in made.items() if part is not None}
+        if len(nested) < len(made):
             return None
         check = self.check and not self.document.holds_unfilled(path)
         values = {k: nested[k].plugin if k in nested else v for k, v in options.items()}
@@ -101,17 +105,14 @@ class PartMaker:
             return None
         return Part(plugin, loaded, tuple(nested.values()))
 
-    def nested(self, cls: type[Plugin], key: str, value: Any, path: KeyPath) -> Part[Any] | None:
-        """Create the part in an option that is itself a plugin (a source's `coder`); None for other options."""
-        kind = _kind_of_option(cls, key)
-        if kind is None or isinstance(value, Plugin):
-            return None
+    def nested(self, kind: str, value: Any, path: KeyPath) -> Part[Any] | None:
+        """Create the part in an option that is itself a plugin, such as a source's `coder`."""
         try:
-            spec = PartSpec.model_validate({"use": value} if isinstance(value, str) else value)
+            spec = PartSpec.model_validate(as_part(value))
         except ValidationError:
-            self.fail((*path, key), f"write `{{use: NAME, with: {{…}}}}` for a {kind}")
+            self.fail(path, f"write `{{use: NAME, with: {{…}}}}` for a {kind}")
             return None
-        return self.plugin(kind, spec, (*path, key), OPTION_KEYS)
+        return self.plugin(kind, spec, path, OPTION_KEYS)
 
     def roles(self, specs: Mapping[str, RoleSpec]) -> dict[str, RolePart]:
         roles = {}

@@ -138,6 +138,15 @@ def test_file_named_by_a_wrong_slot_is_not_looked_for(tmp_path):
     assert problem == "source.with.path: ${matrix.file}: no 'file' there; it has none"
 
 
+@pytest.mark.parametrize("coder", ["${matrix.x}", {"use": "${matrix.x}"}, {"use": "${matrix.x}", "with": {"k": 3}}])
+def test_wrong_slot_in_a_part_within_a_part_is_one_sentence(tmp_path, coder):
+    source = {"use": "transformers", "with": {"model": "m", "corpus": {"path": "x"}, "coder": coder}}
+    with pytest.raises(SpecError) as error:
+        load_task({**odd_task(tmp_path), "source": source}, registry=Registry())
+    (problem,) = error.value.problems
+    assert problem.startswith("source.with.coder") and problem.endswith("${matrix.x}: no 'x' there; it has none")
+
+
 def test_wrong_setting_of_a_role_is_one_sentence_as_elsewhere_in_the_spec(tmp_path):
     judge = {"model": "openai_compatible/m", "api_base": "http://127.0.0.1:9/v1", "concurrency": 0, "timeout": 0}
     with pytest.raises(SpecError) as error:

@@ -11,7 +11,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from saeval.llm import RoleSettings
 from saeval.plugin import base as interfaces
 from saeval.plugin.kinds import KINDS
-from saeval.plugin.registry import Loaded, Registry
+from saeval.plugin.registry import BUILT_IN, Loaded, Registry
 from saeval.task.spec.models import BASELINE_KEYS, OPTION_KEYS, SHUFFLED, STEP_KEYS, GroupSpec, Spec
 
 Schema = dict[str, Any]
@@ -19,9 +19,11 @@ Options = Mapping[str, Schema]
 """Schemas of plugin options, by the plugins' names in specs."""
 
 _FILE = {"type": "string", "pattern": r"\.py:\w+$", "description": "A class in a single file, `./file.py:Class`."}
-_RANDOM = {"description": "Fixed explanations that do not depend on the latent."}
+_RANDOM = "random_explanation"
+_FIXED = {"description": "Fixed explanations that do not depend on the latent."}
 _SHUFFLED = {"description": "The explanations of other latents of the cell."}
 _NESTED = "x-saeval-kind"  # temporary mark for options that are plugins, replaced when definitions are assembled
+_SILENT = "x-saeval-silent"  # temporary mark of steps that ask no model
 _INSIDE = ("properties", "$defs", "anyOf", "allOf", "items", "additionalProperties", "then")
 
 
@@ -37,17 +39,19 @@ def task_schema(registry: Registry) -> Schema:
     options = {kind: {_name(plugin): _options(plugin) for plugin in registry.names(kind)} for kind in KINDS}
     schema = Spec.model_json_schema(by_alias=True)
     definitions, properties = schema["$defs"], schema["properties"]
-    part, role = definitions.pop("PartSpec"), definitions.pop("RoleSpec")
+    entry, role = definitions.pop("PartSpec"), definitions.pop("RoleSpec")
+    part = {key: value for key, value in entry.items() if key != "required"}
     for kind, found in options.items():
-        definitions[kind] = (
-            _role(role, found) if kind == "llm" else _named_or_part(_only(part, OPTION_KEYS), kind, found)
-        )
+        keys = _only(entry if kind == "tracker" else part, OPTION_KEYS)
+        definitions[kind] = _role(role, found) if kind == "llm" else _named_or_part(keys, kind, found)
         for name, of_plugin in found.items():
             definitions |= of_plugin.pop("$defs", {})
-            definitions[_definition(kind, name)] = {k: v for k, v in of_plugin.items() if k != "required"}
+            definitions[_definition(kind, name)] = {
+                k: v for k, v in of_plugin.items() if k not in ("required", _SILENT)
+            }
     definitions["explaining"] = _named_or_part(_only(part, STEP_KEYS["explainer"]), "explainer", options["explainer"])
     definitions["labelled"] = _part(_only(part, STEP_KEYS["scorer"]), "scorer", options["scorer"])
-    definitions["baseline"] = _baseline(part, options)
+    definitions["baseline"] = _baseline(entry, options)
     for key, definition in (("source", "source"), ("sampler", "sampler"), ("explainer", "explaining")):
         properties[key] = _described(properties[key], {"$ref": f"#/$defs/{definition}"})
     properties["scorers"] = _described(properties["scorers"], _scorers(options["scorer"]))
@@ -93,7 +97,10 @@ class _Generator(GenerateJsonSchema):
 
 
 def _options(plugin: Loaded) -> Schema:
-    """Return the schema of a plugin's options, with definitions prefixed by the plugin's name."""
+    """Return the schema of a plugin's options, with definitions prefixed by the plugin's name.
+
+    It is marked if the plugin is a step that asks no model.
+    """
     prefix = _definition(plugin.kind, _name(plugin))
     generator = type("_GeneratorOfOne", (_Generator,), {"plugin": plugin.cls})
     try:
@@ -102,7 +109,8 @@ def _options(plugin: Loaded) -> Schema:
         schema = {"type": "object", "description": plugin.cls.__doc__ or ""}
     schema["$defs"] = {f"{prefix}.{name}": found for name, found in schema.pop("$defs", {}).items()}
     plain: Schema = _plain(schema)
-    return plain
+    silent = issubclass(plugin.cls, interfaces.Step) and plugin.cls.llm_role is None
+    return {**plain, _SILENT: True} if silent else plain
 
 
 def _plain(schema: Any) -> Any:
@@ -131,12 +139,20 @@ def _choice(options: Options) -> list[Schema]:
     return [{"const": name, "description": _first_line(schema)} for name, schema in options.items()]
 
 
+def _full_names(options: Options) -> Schema:
+    """Return the pattern of the full names of built-ins, which editors do not offer."""
+    return {"type": "string", "pattern": rf"^{BUILT_IN}/({'|'.join(name for name in options if '/' not in name)})$"}
+
+
 def _if_used(name: str, then: Schema) -> Schema:
-    return {"if": {"properties": {"use": {"const": name}}, "required": ["use"]}, "then": then}
+    names = [name, f"{BUILT_IN}/{name}"]
+    return {"if": {"properties": {"use": {"enum": names}}, "required": ["use"]}, "then": then}
 
 
-def _with(kind: str, name: str) -> Schema:
-    return {"properties": {"with": {"$ref": f"#/$defs/{_definition(kind, name)}"}}}
+def _keys_of(kind: str, name: str, options: Schema) -> Schema:
+    """Return the schema of the keys of a part that depend on its plugin."""
+    asks: Schema = {"llm": False} if _SILENT in options else {}
+    return {"properties": {"with": {"$ref": f"#/$defs/{_definition(kind, name)}"}, **asks}}
 
 
 def _only(part: Schema, keys: Collection[str]) -> Schema:
@@ -144,32 +160,38 @@ def _only(part: Schema, keys: Collection[str]) -> Schema:
     return {**part, "properties": {key: schema for key, schema in part["properties"].items() if key in keys}}
 
 
-def _part(part: Schema, kind: str, options: Options, others: Options | None = None) -> Schema:
+def _part(part: Schema, kind: str, options: Options) -> Schema:
     """Return the schema of a mapping with `use` and `with`."""
-    use = {**part["properties"]["use"], "anyOf": [*_choice({**options, **(others or {})}), _FILE]}
+    use = {**part["properties"]["use"], "anyOf": [*_choice(options), _full_names(options), _FILE]}
     del use["type"]
     return {
-        **{k: v for k, v in part.items() if k not in ("type", "required")},
+        **{k: v for k, v in part.items() if k != "type"},
         "properties": {**part["properties"], "use": use},
-        "allOf": [{"type": "object"}, *(_if_used(name, _with(kind, name)) for name in options)],
+        "allOf": [
+            {"type": "object"},
+            *(_if_used(name, _keys_of(kind, name, schema)) for name, schema in options.items()),
+        ],
     }
 
 
-def _named_or_part(part: Schema, kind: str, options: Options, others: Options | None = None) -> Schema:
+def _named_or_part(part: Schema, kind: str, options: Options) -> Schema:
     """Return the schema of a part; plugins without required options may be given by name only."""
-    others = others or {}
-    alone = {name: schema for name, schema in {**options, **others}.items() if not schema.get("required")}
-    return {"anyOf": [*_choice(alone), _FILE, _part(part, kind, options, others)]}
+    alone = {name: schema for name, schema in options.items() if not schema.get("required")}
+    return {"anyOf": [*_choice(alone), _full_names(alone), _FILE, _part(part, kind, options)]}
 
 
 def _baseline(part: Schema, options: Mapping[str, Options]) -> Schema:
-    """Return the schema of an entry of `baselines`: an explainer, shuffled explanations, or a coder."""
-    named: Options = {"random_explanation": _RANDOM}
-    explainer = _named_or_part(_only(part, BASELINE_KEYS["explainer"]), "explainer", options["explainer"], named)
-    coder = _named_or_part(_only(part, BASELINE_KEYS["coder"]), "coder", options["coder"])
-    shuffled = {**_only(part, BASELINE_KEYS[SHUFFLED]), "required": ["use"]}
+    """Return the schema of an entry of `baselines`: fixed or shuffled explanations, an explainer, or a coder."""
+    fixed, shuffled = _only(part, BASELINE_KEYS["coder"]), _only(part, BASELINE_KEYS[SHUFFLED])
+    fixed["properties"] |= {
+        "use": {"const": _RANDOM},
+        "with": {"$ref": f"#/$defs/{_definition('explainer', 'random')}"},
+    }
     shuffled["properties"]["use"] = {"const": SHUFFLED}
-    return {"anyOf": [*_choice({SHUFFLED: _SHUFFLED}), shuffled, *explainer["anyOf"], *coder["anyOf"]]}
+    explainer = _named_or_part(_only(part, BASELINE_KEYS["explainer"]), "explainer", options["explainer"])
+    coder = _named_or_part(_only(part, BASELINE_KEYS["coder"]), "coder", options["coder"])
+    names = _choice({_RANDOM: _FIXED, SHUFFLED: _SHUFFLED})
+    return {"anyOf": [*names, fixed, shuffled, *explainer["anyOf"], *coder["anyOf"]]}
 
 
 def _scorers(options: Options) -> Schema:
@@ -179,7 +201,12 @@ def _scorers(options: Options) -> Schema:
     return {
         "type": "object",
         "properties": {
-            name: {"description": _first_line(schema), **labelled, "if": unnamed, "then": _with("scorer", name)}
+            name: {
+                "description": _first_line(schema),
+                **labelled,
+                "if": unnamed,
+                "then": _keys_of("scorer", name, schema),
+            }
             for name, schema in options.items()
         },
         "additionalProperties": labelled,
@@ -189,7 +216,7 @@ def _scorers(options: Options) -> Schema:
 def _role(role: Schema, options: Options) -> Schema:
     """Return the schema of a role: settings of all roles, and options of the plugin that `model` selects."""
     settings = RoleSettings.model_json_schema()["properties"]
-    claimed = {name: rf"^{name}/" for name in options if name != "litellm"}
+    claimed = {name: rf"^({BUILT_IN}/)?{name}/" for name in options if name != "litellm"}
     picked = {
         **{name: {"pattern": pattern} for name, pattern in claimed.items()},
         "litellm": {"not": {"pattern": "|".join([*claimed.values(), r"\$\{"])}},
@@ -232,7 +259,7 @@ def _complete(options: Mapping[str, Options]) -> Schema:
     unnamed = {"if": {"not": {"required": ["use"]}}}
     models = [  # never empty: every role needs a `model`
         {
-            "if": {"properties": {"model": {"pattern": f"^{name}/"}}, "required": ["model"]},
+            "if": {"properties": {"model": {"pattern": rf"^({BUILT_IN}/)?{name}/"}}, "required": ["model"]},
             "then": {"required": required},
         }
         for name, required in needed("llm", list)
@@ -242,6 +269,7 @@ def _complete(options: Mapping[str, Options]) -> Schema:
         "scorers": {
             "minProperties": 1,
             "properties": {name: {**unnamed, "then": scorers.get(name, {})} for name in options["scorer"]},
+            "patternProperties": {f"^{BUILT_IN}/": True},
             "additionalProperties": {"type": "object", "required": ["use"]},
             "allOf": [{"additionalProperties": {"if": {"required": ["use"]}, "then": used("scorer")}}],
         },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from contextlib import nullcontext
 
 import pytest
 import yaml
@@ -12,9 +13,11 @@ from jsonschema import Draft202012Validator
 from pydantic import Field
 from root import ROOT
 
+from saeval import SpecError
 from saeval.cli.group import main
 from saeval.plugin import Metric, Score, Scorer
 from saeval.plugin.registry import Loaded, Registry
+from saeval.task.loader import load_task
 from saeval.task.schema import task_schema
 from saeval.task.spec.models import OPTION_KEYS, STEP_KEYS
 
@@ -273,6 +276,46 @@ def test_editor_is_offered_only_the_keys_that_have_an_effect_on_a_part(validator
 )
 def test_baseline_with_keys_that_have_an_effect_is_valid(validator, baseline):
     validator.validate({**yaml.safe_load(SPEC), "baselines": [baseline]})
+
+
+MODEL = {"model": "m", "hookpoint": "layers.1", "corpus": {"path": "prose"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "valid"),
+    [
+        ({"scorers": {"saeval/detection": None}}, True),
+        ({"scorers": {"x": {"use": "saeval/detection", "llm": "judge", "with": {"batch": 3}}}}, True),
+        ({"scorers": {"x": {"use": "saeval/detection", "with": {"bach": 3}}}}, False),
+        ({"scorers": {"x": {"use": "saeval/detecton"}}}, False),
+        ({"scorers": {"x": {"use": "saeval/human"}}}, False),  # needs options
+        ({"scorers": {"x": {"use": "evaluate", "with": {"metric": "f1", "scorer": {"use": "saeval/detection"}}}}}, True),
+        ({"source": "saeval/synthetic", "sampler": "saeval/random", "explainer": "saeval/top_tokens"}, True),
+        ({"source": "saeval/transformers"}, False),
+        ({"source": {"use": "saeval/transformers", "with": {**MODEL, "coder": "saeval/random_sae"}}}, True),
+        ({"run": {"trackers": ["saeval/wandb"]}}, True),
+        ({"run": {"trackers": [{"with": {}}]}}, False),
+        ({"llms": {"judge": {"model": "saeval/openai_compatible/m", "api_base": "http://[::1]/v1", "scores": True}}}, True),
+        ({"llms": {"judge": {"model": "saeval/openai_compatible/m"}}}, False),
+        ({"baselines": ["saeval/top_tokens", {"use": "saeval/random"}, "random_explanation"]}, True),
+        ({"baselines": ["saeval/random_explanation"]}, False),
+        ({"baselines": ["saeval/shuffled_explanation"]}, False),
+        ({"baselines": [{"when": {"latents": 3}}]}, False),
+        ({"baselines": [{}]}, False),
+        ({"baselines": [{"use": "top_tokens", "llm": "judge"}]}, False),
+        ({"baselines": [{"use": "random_explanation", "llm": "judge"}]}, False),
+        ({"explainer": {"use": "top_tokens", "llm": "judge"}}, False),
+        ({"explainer": {"use": "default", "llm": "judge"}}, True),
+        ({"scorers": {"embedding": {"llm": "judge"}}}, False),
+        ({"scorers": {"x": {"use": "saeval/embedding", "llm": "judge"}}}, False),
+    ],
+)  # fmt: skip
+def test_schema_and_loader_accept_the_same_names_and_keys(validator, changes, valid):
+    spec = {"saeval": 1, "task": "t", "version": "1", "source": "synthetic", "explainer": "top_tokens"}
+    spec |= {"scorers": {"detection": None}, "llms": {"judge": {"model": "openai/gpt-4o-mini"}}, **changes}
+    assert validator.is_valid(spec) == valid
+    with nullcontext() if valid else pytest.raises(SpecError):
+        load_task(spec, registry=Registry(disabled=["*"]), check=False)
 
 
 def test_command_prints_the_schema_or_writes_it(tmp_path):

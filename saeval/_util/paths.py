@@ -19,10 +19,12 @@ class Located(str):
     Attributes:
         file: The spec file; None for a value from the command line.
         line: Its line in the file, from 1.
+        path: The path that a plugin's option made of it; None for texts that no option has read as a path.
     """
 
     file: Path | None
     line: int
+    path: Path | None = None
 
     def __new__(cls, text: str, file: Path | None = None, line: int = 0) -> Located:
         """Attach file and line to a text."""
@@ -30,11 +32,16 @@ class Located(str):
         self.file, self.line = file, line
         return self
 
+    def __deepcopy__(self, _memo: object) -> Located:
+        """Return the text itself, so that a spec's text has the path that a cell's option made of it."""
+        return self
+
 
 def _beside_its_spec(value: object) -> object:
     if isinstance(value, Located):
         path = Path(value).expanduser()
-        return (value.file.parent / path if value.file else path).absolute()
+        value.path = (value.file.parent / path if value.file else path).absolute()
+        return value.path
     return value
 
 

@@ -259,6 +259,36 @@ def test_written_spec_runs_from_any_folder_also_where_paths_have_no_slash(tmp_pa
     assert written["scorers"]["mine"]["use"] == f"{tmp_path / 'mine.py'}:Mine"
 
 
+def test_written_spec_has_the_paths_that_options_made_of_names_without_a_slash(tmp_path, monkeypatch):
+    for name in ("topk", "lens", "ratings", "words.txt"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    text = """
+        saeval: 1
+        task: small
+        version: "1.0"
+        matrix:
+          sae: [{id: topk, coder: {use: sae_lens, with: {path: topk}}}]
+          data: [words.txt]
+        source:
+          use: transformers
+          with: {model: topk, hookpoint: h, coder: "${matrix.sae.coder}", corpus: {path: "${matrix.data}"}}
+        explainer: {use: lens, with: {tuned_lens: lens}}
+        scorers: {human: }
+    """
+    (tmp_path / "spec.yaml").write_text(text)
+    given = dict([parse_assignment("scorers.human.with.path=ratings")])
+    task = load_task(tmp_path / "spec.yaml", registry=Registry(), overrides=given, check=False)
+    written = plain(task.resolved, absolute=True)
+    assert written["explainer"]["with"]["tuned_lens"] == str(tmp_path / "lens")
+    assert written["scorers"]["human"]["with"]["path"] == str(tmp_path / "ratings")
+    (sae,) = written["matrix"]["sae"]
+    assert (sae["id"], sae["coder"]["with"]["path"]) == ("topk", str(tmp_path / "topk"))
+    assert written["matrix"]["data"] == ["words.txt"]  # the name of a cell
+    assert written["source"]["with"]["model"] == "topk"  # a name on the hub
+    assert plain(task.resolved)["matrix"]["sae"][0]["coder"]["with"]["path"] == "topk"
+
+
 def test_shipped_spec_read_as_an_object_means_the_same():
     read, shipped = (
         load_task(t, registry=Registry(), check=False) for t in (saeval.Spec.read("quickstart"), "quickstart")

@@ -264,19 +264,25 @@ def plain(value: Any, *, absolute: bool = False, place: tuple[str, ...] = ()) ->
     if isinstance(value, list):
         return [plain(v, absolute=absolute, place=place) for v in value]
     if isinstance(value, Located):
-        return _absolute(value, value.file, place) if absolute and value.file else str(value)
+        return _absolute(value, place) if absolute else str(value)
     return value
 
 
-def _absolute(text: str, file: Path, place: tuple[str, ...]) -> str:
-    """Return a path beside a spec file as an absolute one, with what follows its colon; other texts unchanged.
+def _absolute(text: Located, place: tuple[str, ...]) -> str:
+    """Return a path as an absolute one, with what follows its colon; other texts unchanged.
 
-    Texts without a slash are paths under the key `path` or if they name a file there; but not in a matrix, where they
-    also name cells, nor under keys whose texts are no paths.
+    A text is a path if an option has read it as one; in specs whose plugins are not loaded, a path beside the spec
+    file. Such texts without a slash are paths under the key `path` or if they name a file there; but not in a matrix,
+    nor under keys whose texts are no paths. The texts that name the cells of a matrix stay as they are.
     """
-    path, colon, rest = text.partition(":")
-    beside = file.parent / path
     key = place[-1] if place else ""
+    names_cell = place[:1] == ("matrix",) and (len(place) == 2 or key == "id")
+    if text.path is not None and not names_cell:
+        return str(text.path)
+    if text.file is None:
+        return str(text)
+    path, colon, rest = text.partition(":")
+    beside = text.file.parent / path
     try:
         bare = key == "path" or (key not in _NO_PATHS and beside.suffix and beside.is_file())
         named = "/" in text or (path and bare and place[0] != "matrix")

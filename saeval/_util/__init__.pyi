@@ -19,7 +19,11 @@ from saeval._util.checksums import (
     write_checksums as write_checksums,
 )
 from saeval._util.clean_types import CleanJson as CleanJson, CleanText as CleanText
-from saeval._util.crash import SINGLE_FILE as SINGLE_FILE, internal_error as internal_error
+from saeval._util.crash import (
+    SINGLE_FILE as SINGLE_FILE,
+    internal_error as internal_error,
+    plugin_place as plugin_place,
+)
 from saeval._util.encodable import (
     clean as clean,
     clean_text as clean_text,

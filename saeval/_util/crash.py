@@ -32,7 +32,7 @@ def internal_error(error: Exception, log: Path | None = None) -> InternalError:
     where = f"the traceback is in {written}" if written else "no log could be written"
     line = " ".join(without_secrets(str(error)).split())[:200] or "no reason given"
     what = f"({type(error).__name__}: {line})"
-    if (place := _plugin_place(error)) is not None:
+    if (place := plugin_place(error)) is not None:
         return InternalError(
             f"the plugin code at {place} raised an error {what}; {where}. Fix the plugin, or tell its author"
         )
@@ -41,14 +41,20 @@ def internal_error(error: Exception, log: Path | None = None) -> InternalError:
     )
 
 
-def _plugin_place(error: Exception) -> str | None:
-    """Return file and line of the innermost code of a plugin that saeval does not ship; None if none was running."""
+def plugin_place(error: BaseException) -> str | None:
+    """Return file and line of the innermost code of a plugin that saeval does not ship; None if none was running.
+
+    The code of a package is its modules with an entry point; that of a single file is that file, and files beside it.
+    """
     modules = {entry.module.partition(".")[0] for entry in entry_points(group="saeval")} - {"saeval_plugins"}
+    folders: set[Path] = set()
     found = None
     for frame, line in traceback.walk_tb(error.__traceback__):
-        module = str(frame.f_globals.get("__name__")).partition(".")[0]
-        if module in modules or module.startswith(SINGLE_FILE):
-            found = f"{Path(frame.f_code.co_filename).name}:{line}"
+        module, file = str(frame.f_globals.get("__name__")).partition(".")[0], Path(frame.f_code.co_filename)
+        if module.startswith(SINGLE_FILE):
+            folders.add(file.parent)
+        if module in modules or file.parent in folders:
+            found = f"{file.name}:{line}"
     return found
 
 

@@ -8,7 +8,6 @@ import inspect
 import os
 import re
 import sys
-import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pluggy
 
-from saeval._util import SINGLE_FILE, InputError, PluginError, did_you_mean, os_reason, refuse_pipe
+from saeval._util import SINGLE_FILE, InputError, PluginError, did_you_mean, os_reason, plugin_place, refuse_pipe
 from saeval.plugin import hookspecs
 from saeval.plugin.neighbours import importable_neighbours, neighbours_hash
 from saeval.plugin.source_code import code_hash, installed_from_folder
@@ -346,16 +345,11 @@ def _distribution(entry: EntryPoint) -> str | None:
 
 
 def _sentence(error: BaseException) -> str:
-    """Name and text of an exception on one line, and the file and line that raised it."""
+    """Name and text of an exception on one line, and the file and line of the plugin that raised it."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     text = text.partition(" For further information visit")[0]  # pydantic's link
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith("<frozen") and "pydantic" not in Path(frame.filename).parts
-    ]
-    place = Path(frames[-1].filename)
-    return text if place == Path(__file__) else f"{text} ({place.name}:{frames[-1].lineno})"
+    place = plugin_place(error)
+    return f"{text} ({place})" if place else text
 
 
 def _shown(plugin_id: str) -> str:

@@ -116,6 +116,7 @@ def test_built_ins_import_no_third_party(install):
         (SCORER.replace("metrics =", "metrics: tuple =") + HOOK, "Good: `metrics` has an annotation, which makes it an option; write `metrics = …`"),
         (SCORER.replace("    async def", "    async def needs(self): ...\n\n    async def") + HOOK, "Good: `needs` is async, but nothing awaits it; write `def needs`"),
         (SCORER + "\nundefined\n" + HOOK, "NameError: name 'undefined' is not defined (saeval_acme.py:12)"),
+        ("import json\njson.loads('{')", "(saeval_acme.py:2)"),
         (SCORER.replace('name = "good"', "pass") + HOOK, "Good has no name"),
         (SCORER.replace('"good"', '"Good-1"') + HOOK, "'Good-1' is not a valid name"),
         (SCORER.replace("async def score", "async def scores") + HOOK, "Good does not implement score"),
@@ -293,12 +294,16 @@ def test_single_file_that_was_just_edited_is_not_run_from_old_bytecode(tmp_path,
         ("./mine.py:helper", "classes, not instances"),
         ("./bad.py:X", "SyntaxError"),
         ("./late.py:X", r"NameError: name 'undefined' is not defined \(late.py:2\)"),
+        ("./misuse.py:X", r"JSONDecodeError: .* \(misuse.py:2\)"),
+        ("./user.py:X", r"NameError: name 'undefined' is not defined \(late.py:2\)"),
     ],
 )
 def test_single_file_that_does_not_work_is_one_clear_sentence(tmp_path, name, expected):
     (tmp_path / "mine.py").write_text(SCORER + "\ndef helper(): ...\n")
     (tmp_path / "bad.py").write_text("def (")
     (tmp_path / "late.py").write_text("\nundefined\n")
+    (tmp_path / "misuse.py").write_text("import json\njson.loads('{')\n")
+    (tmp_path / "user.py").write_text("import late\n")
     with pytest.raises(PluginError, match=expected):
         Registry().get("scorer", name, base=tmp_path)
 

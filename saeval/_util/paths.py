@@ -19,12 +19,12 @@ class Located(str):
     Attributes:
         file: The spec file; None for a value from the command line.
         line: Its line in the file, from 1.
-        path: The path that a plugin's option made of it; None for texts that no option has read as a path.
+        path: What a plugin's option made of it, if it is a path, or ends with one; None for other texts.
     """
 
     file: Path | None
     line: int
-    path: Path | None = None
+    path: Path | str | None = None
 
     def __new__(cls, text: str, file: Path | None = None, line: int = 0) -> Located:
         """Attach file and line to a text."""
@@ -40,8 +40,8 @@ class Located(str):
 def _beside_its_spec(value: object) -> object:
     if isinstance(value, Located):
         path = Path(value).expanduser()
-        value.path = (value.file.parent / path if value.file else path).absolute()
-        return value.path
+        value.path = path = (value.file.parent / path if value.file else path).absolute()
+        return path
     return value
 
 

@@ -1,4 +1,4 @@
-"""Commands that list and clear cached answers of language models."""
+"""Commands that list, export and clear cached answers of language models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 from saeval.cli.shared import JSON, print_json, print_rows, say
 
 if TYPE_CHECKING:
-    from saeval.llm import AnswerCache
+    from saeval.llm import AnswerCache, CallLedger
 
 _MODEL = click.option("--model", metavar="NAME", help="Only this model's answers, by its name in specs.")
 _STATUS = click.option("--status", type=click.Choice(["ok", "unreadable"]), help="Only answers with this status.")
@@ -19,7 +19,7 @@ _RUN = click.option("--run", "run_dir", type=click.Path(path_type=Path), help="O
 
 @click.group()
 def cache() -> None:
-    """List and clear cached answers of language models."""
+    """List, export and clear cached answers of language models."""
 
 
 @cache.command("list")
@@ -64,6 +64,32 @@ def clear(model: str | None, status: str | None, run_dir: Path | None, everythin
     say(f"{counted(deleted, 'answer')} deleted")
 
 
+@cache.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Directory to create.")
+def export(run_dir: Path, out: Path) -> None:
+    """Write the answers that a run used, and a spec that replays them: it asks no model, and needs no key."""
+    import yaml
+
+    from saeval._util import InputError, counted, new_folder
+    from saeval.exchange import read_spec
+    from saeval.llm import RoleSettings, export_replies
+
+    ledgers, spec, written = _ledgers(run_dir), read_spec(run_dir / "spec.yaml"), 0
+    if not isinstance(spec, dict):
+        raise InputError(f"{run_dir / 'spec.yaml'}: is missing or damaged, so the answers cannot be replayed")
+    with _store() as store, new_folder(out) as folder:
+        for role, options in spec["llms"].items():
+            if answers := export_replies(ledgers, store, role, folder / f"{role}.jsonl"):
+                written += answers
+                settings = {name: value for name, value in options.items() if name in RoleSettings.model_fields}
+                spec["llms"][role] = {"model": f"replay/./{role}.jsonl", **settings}
+        if not written:
+            raise InputError(f"{run_dir}: the cache has no answers of this run, so there is nothing to export")
+        (folder / "spec.yaml").write_text(yaml.safe_dump(spec, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    say(f"written   {out}  ({counted(written, 'answer')})\nreplay    saeval run {out / 'spec.yaml'}")
+
+
 def _store() -> AnswerCache:
     from saeval._util import cache_dir
     from saeval.llm import AnswerCache
@@ -73,6 +99,15 @@ def _store() -> AnswerCache:
 
 def _keys_of(run_dir: Path) -> set[str]:
     """Return the keys of the answers in a run's ledger, or in those of its seeds."""
+    return {call.answer for ledger in _ledgers(run_dir) for call in ledger.calls() if call.answer}
+
+
+def _ledgers(run_dir: Path) -> list[CallLedger]:
+    """Return a run's ledger, or those of its seeds.
+
+    Raises:
+        InputError: If there is none.
+    """
     from saeval._util import InputError
     from saeval.llm import ledgers_in
     from saeval.results import refuse_without_calls
@@ -81,4 +116,4 @@ def _keys_of(run_dir: Path) -> set[str]:
     if not ledgers:
         refuse_without_calls(run_dir)
         raise InputError(f"{run_dir}: has no calls.jsonl; give a run directory")
-    return {call.answer for ledger in ledgers for call in ledger.calls() if call.answer}
+    return ledgers

@@ -1,4 +1,5 @@
 from saeval.exchange.board import add_runs as add_runs, build as build
+from saeval.exchange.cards import read_spec as read_spec
 from saeval.exchange.formats import (
     EXPORTS as EXPORTS,
     FORMATS as FORMATS,

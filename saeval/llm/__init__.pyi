@@ -12,6 +12,7 @@ from saeval.llm.ledger import (
     ledger_line as ledger_line,
     ledgers_in as ledgers_in,
 )
+from saeval.llm.replay_export import export_replies as export_replies
 from saeval.llm.role import Concurrency as Concurrency, RoleSettings as RoleSettings
 from saeval.llm.splitting import join_replies as join_replies, split_request as split_request
 from saeval.llm.transcript import (

@@ -1,8 +1,9 @@
-"""Exports the replies of a run as a recording for the model `replay/PATH`."""
+"""Writes the replies of a run to recordings for the model `replay/FILE`."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from saeval._util import InputError, write_atomic
@@ -10,31 +11,30 @@ from saeval.llm.cache import AnswerCache
 from saeval.llm.ledger import CallLedger
 
 
-def export_replay(log: CallLedger, store: AnswerCache, role: str, path: Path) -> int:
+def export_replies(ledgers: Sequence[CallLedger], store: AnswerCache, role: str, path: Path) -> int:
     """Write a role's replies in a run to a recording, which the model `replay/PATH` plays back.
 
     Args:
-        log: The run's ledger.
+        ledgers: The run's ledger, or those of its seeds.
         store: The cache of answers.
         role: Role of the spec.
-        path: The recording to write; log-probabilities of continuations are not included.
+        path: The recording to write, if there are replies; log-probabilities of continuations are not included.
 
     Returns:
         The number of replies.
 
     Raises:
-        InputError: If there are none.
+        InputError: If several models answered, whose replies to one request would be confused.
     """
-    kept = {request: store.get(key) for request, key in log.answers(role).items()}
+    models = {call.model for ledger in ledgers for call in ledger.calls() if call.role == role and call.answer}
+    if len(models) > 1:
+        raise InputError(f"{role}: several models answered ({', '.join(sorted(models))}); export runs of one of them")
+    kept = {request: store.get(key) for ledger in ledgers for request, key in ledger.answers(role).items()}
     lines = [
         json.dumps({"key": request, "text": answer["text"], "logprobs": answer.get("logprobs")}, ensure_ascii=False)
-        + "\n"
         for request, answer in kept.items()
         if answer and "text" in answer
     ]
-    if not lines:
-        raise InputError(
-            f"{log.path}: the cache has no replies of the role {role!r} from this run, so there is nothing to export"
-        )
-    write_atomic(path, "".join(lines))
+    if lines:
+        write_atomic(path, "\n".join(lines) + "\n")
     return len(lines)

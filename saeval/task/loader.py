@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import JsonValue, ValidationError
 
-from saeval._util import InputError, PluginError, SpecError, clean, did_you_mean
+from saeval._util import InputError, Located, PluginError, SpecError, clean, did_you_mean
 from saeval.plugin.base import ActivationSource, Explainer, Need, Plugin, Sampler, Step
 from saeval.plugin.registry import Loaded, Registry
 from saeval.records import split_ranking
@@ -92,7 +92,7 @@ def load_task(
                 have = ", ".join(document.data.get("llms", {})) or "none"
                 raise SpecError([f"--llm {role}={model}: the task has no role {role!r}; it has: {have}"])
             # Drops the options of the previous model, which may not apply to this one.
-            document = override(document, {f"llms.{role}": {"model": model}})
+            document = override(document, {f"llms.{role}": {"model": Located(model)}})
     if overrides:  # last, so that they can set options of these models
         document = override(document, overrides)
     refuse_secrets(document)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
-from saeval._util import InputError, PluginError, did_you_mean, without_secrets
+from saeval._util import InputError, Located, PluginError, did_you_mean, without_secrets
 from saeval.llm import RoleSettings
 from saeval.plugin.base import Need, Plugin, Scorer, Step, Tracker, kind_of
 from saeval.plugin.registry import BUILT_IN, MISSING, Loaded, Registry, options_error
@@ -126,12 +126,17 @@ class PartMaker:
                 mistakes = [e for e in error.errors() if not self.document.is_unfilled((*path, *e["loc"]))]
                 self.problems += [explain_error(e, self.document.where, RoleSettings, path) for e in mistakes]
                 continue
-            loaded, rest = self.llm(role_spec.model, (*path, "model"))
+            given = self.document.data["llms"][role]["model"]
+            loaded, rest = self.llm(given, (*path, "model"))
             if loaded is None:
                 continue
+            if isinstance(given, Located):
+                rest = Located(rest, given.file, given.line)
             # null removes an option of an included spec, for models of another plugin
             others = {k: v for k, v in options.items() if k not in known and v is not None}
             part = self.instance(loaded, {"model": rest, **others}, path, known)
+            if isinstance(rest, Located) and rest.path is not None:
+                given.path = f"{given.removesuffix(rest)}{rest.path}"
             if part is not None and settings.structured and not part.plugin.follows_schemas:
                 self.fail(
                     (*path, "structured"),

@@ -172,6 +172,36 @@ def test_cache_lists_and_clears_answers_by_model_run_and_status(tmp_path):
     assert CliRunner().invoke(main, ["cache", "clear"]).exit_code == 2
 
 
+def test_exported_answers_replay_a_run_elsewhere_with_equal_scores_and_no_model(tmp_path, monkeypatch):
+    def export(run, out):
+        return CliRunner().invoke(main, ["cache", "export", str(run), "--out", str(out)])
+
+    with truthful_server() as server:
+        task = spec(server, **SMALL, explainer="default")
+        before = saeval.run(task, out=tmp_path / "run")
+        saeval.run(
+            {**task, "llms": {**task["llms"], "judge": {"model": "scripted/no", "reply": "[0]"}}}, out=tmp_path / "run"
+        )
+        mixed = export(tmp_path / "run", tmp_path / "mixed")
+        assert (
+            mixed.exit_code == 2
+            and "judge: several models answered (openai_compatible/rules, scripted/no)" in mixed.output
+        )
+        saeval.run(task, out=tmp_path / "again")
+    done = export(tmp_path / "again", tmp_path / "answers")
+    assert done.exit_code == 0 and "saeval run" in done.output, done.output
+    assert {file.name for file in (tmp_path / "answers").iterdir()} == {"spec.yaml", "judge.jsonl", "explainer.jsonl"}
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "of-another"))
+    (tmp_path / "answers").rename(tmp_path / "sent")
+    after = saeval.run(tmp_path / "sent" / "spec.yaml", out=tmp_path / "replayed")
+    assert after.recorded and not before.recorded
+    for ours, theirs in zip(before.cells[0].scores, after.cells[0].scores, strict=True):
+        assert (ours.scorer, ours.value, ours.ci95, ours.n) == (theirs.scorer, theirs.value, theirs.ci95, theirs.n)
+    nothing = export(tmp_path / "again", tmp_path / "none")
+    assert nothing.exit_code == 2 and "the cache has no answers of this run" in nothing.output
+    assert not (tmp_path / "none").exists()
+
+
 # --- doors ---
 
 

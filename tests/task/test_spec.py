@@ -289,6 +289,20 @@ def test_written_spec_has_the_paths_that_options_made_of_names_without_a_slash(t
     assert plain(task.resolved)["matrix"]["sae"][0]["coder"]["with"]["path"] == "topk"
 
 
+def test_path_of_a_language_model_is_relative_to_its_spec_and_absolute_in_the_written_one(tmp_path, monkeypatch):
+    for folder in ("specs", "elsewhere"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "said.jsonl").write_text('{"key": "0", "text": "x"}\n')
+    (tmp_path / "specs" / "spec.yaml").write_text(f"{GOOD}llms: {{judge: {{model: replay/./said.jsonl}}}}\n")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for llms, folder in (({}, "specs"), ({"judge": "replay/./said.jsonl"}, "elsewhere")):
+        task = load_task(tmp_path / "specs" / "spec.yaml", registry=Registry(), llms=llms)
+        file = str(tmp_path / folder / "said.jsonl")
+        assert task.roles["judge"].part.plugin.model == file
+        assert task.roles["judge"].model == "replay/./said.jsonl"
+        assert plain(task.resolved, absolute=True)["llms"]["judge"]["model"] == f"replay/{file}"
+
+
 def test_shipped_spec_read_as_an_object_means_the_same():
     read, shipped = (
         load_task(t, registry=Registry(), check=False) for t in (saeval.Spec.read("quickstart"), "quickstart")

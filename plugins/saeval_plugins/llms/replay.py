@@ -31,7 +31,8 @@ def replay_key(request: Request) -> str:
 class Replay(LLM):
     """Replays `replay/FILE.jsonl`: one `{"key": …, "text": …}` per line, with log-probabilities if recorded.
 
-    A request that is not in the file fails with an error that names the prompt; saeval never invents a reply.
+    `saeval cache export` writes such files. A request that is not in the file fails with an error that names the
+    prompt; saeval never invents a reply.
     """
 
     name = "replay"

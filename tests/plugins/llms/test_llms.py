@@ -24,9 +24,9 @@ from saeval_plugins.llms import LiteLLM, OpenAICompatible, Replay, Scripted
 import saeval
 from saeval import BudgetExceeded, InputError, LLMError
 from saeval._run.plan.dry_run import Counter
+from saeval.llm import export_replies
 from saeval.llm.answers import encodable
 from saeval.llm.cache import AnswerCache
-from saeval.llm.replay_export import export_replay
 from saeval.plugin import FillRequest, LogprobRequest, Message, Refused, Request, TokenLogprobs
 
 
@@ -621,9 +621,9 @@ def test_recording_of_a_run_plays_back_what_was_said(tmp_path):
         server.always = error(400)
         ask(gate, Request.of("never answered"))
     path = tmp_path / "said.jsonl"
-    assert export_replay(gate._log, gate._calls, "judge", path) == 3
-    with pytest.raises(InputError, match="no replies of the role 'explainer'"):
-        export_replay(gate._log, gate._calls, "explainer", path)
+    assert export_replies([gate._log], gate._calls, "judge", path) == 3
+    assert export_replies([gate._log], gate._calls, "explainer", tmp_path / "none.jsonl") == 0
+    assert not (tmp_path / "none.jsonl").exists()
     again = ask(gateway(tmp_path, Replay(model=str(path)), identity="replay"), *requests, requests[0])
     assert [(reply.text, reply.logprobs) for reply in again] == [(reply.text, reply.logprobs) for reply in said]
     assert again[0].logprobs is not None

@@ -71,19 +71,21 @@ def export(run_dir: Path, out: Path) -> None:
     """Write the answers that a run used, and a spec that replays them: it asks no model, and needs no key."""
     import yaml
 
-    from saeval._util import InputError, counted, new_folder
+    from saeval._util import InputError, counted, file_name, new_folder
     from saeval.exchange import read_spec
     from saeval.llm import RoleSettings, export_replies
 
     ledgers, spec, written = _ledgers(run_dir), read_spec(run_dir / "spec.yaml"), 0
-    if not isinstance(spec, dict):
+    llms = spec.get("llms", {}) if isinstance(spec, dict) else None
+    if not isinstance(llms, dict) or not all(isinstance(options, dict) for options in llms.values()):
         raise InputError(f"{run_dir / 'spec.yaml'}: is missing or damaged, so the answers cannot be replayed")
     with _store() as store, new_folder(out) as folder:
-        for role, options in spec["llms"].items():
-            if answers := export_replies(ledgers, store, role, folder / f"{role}.jsonl"):
+        for role, options in llms.items():
+            name = f"{file_name(role)}.jsonl"
+            if answers := export_replies(ledgers, store, role, folder / name):
                 written += answers
-                settings = {name: value for name, value in options.items() if name in RoleSettings.model_fields}
-                spec["llms"][role] = {"model": f"replay/./{role}.jsonl", **settings}
+                settings = {key: value for key, value in options.items() if key in RoleSettings.model_fields}
+                llms[role] = {"model": f"replay/./{name}", **settings}
         if not written:
             raise InputError(f"{run_dir}: the cache has no answers of this run, so there is nothing to export")
         (folder / "spec.yaml").write_text(yaml.safe_dump(spec, sort_keys=False, allow_unicode=True), encoding="utf-8")

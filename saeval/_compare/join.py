@@ -14,7 +14,7 @@ from saeval._compare.settings import differing_settings
 from saeval._compare.weighting import Weights, weighted_note, with_weights
 from saeval._util import WIDTH, InputError, aligned, counted, did_you_mean, fold, interval, number, sort_key
 from saeval.records import MAIN, CellResult, RunResult, read_result, split_ranking
-from saeval.results import RunCell
+from saeval.results import RunCell, estimate
 
 _SHOWN = 40  # cells that the text of a joined board lists
 
@@ -68,6 +68,7 @@ class Joined:
             score, lift, n = "–", "–", "–"
             if row is not None:
                 score = f"{number(row.value)} [{interval(row.ci95, between=', ')}]"
+                score = estimate(row).missing if row.value is None else score
                 lift, n = number(row.lift, "+.3f"), f"{row.n}/{row.tried}"
             facets = self.entries[x.cell.cell].facets
             rows.append([x.rank_text, *(facets.get(name, "–") for name in names), score, n, lift])

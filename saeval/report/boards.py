@@ -78,23 +78,23 @@ def _better(rows: Iterable[ScoreRow | None]) -> Better | None:
 
 
 def plain_estimate(found: Estimate) -> str:
-    """Return a score as `0.612 [0.574, 0.651]`, or `–` if there is none."""
+    """Return a score as `0.612 [0.574, 0.651]`, or the reason why it is missing."""
     if found.value is None:
-        return text.MISSING
+        return found.missing
     return f"{text.number(found.value)} [{text.interval(found.ci95, between=', ')}]" + found.marks
 
 
 def short_estimate(found: Estimate) -> str:
     """Return a score as `.612 [.57 .65]`, or the reason why it is missing."""
     if found.value is None:
-        return f"{text.MISSING} ({found.why})"
+        return found.missing
     return f"{text.short(found.value)} [{text.short_interval(found.ci95)}]" + found.marks
 
 
 def roomy_estimate(found: Estimate, *more: str) -> str:
     """Return a score as `0.612 (0.574 to 0.651; more)`, or the reason why it is missing."""
     if found.value is None:
-        return f"{text.MISSING} ({found.why})"
+        return found.missing
     between = ("unknown" if found.ci95 is None else text.interval(found.ci95)) + found.marks
     return f"{text.number(found.value)} ({'; '.join([between, *more])})"
 

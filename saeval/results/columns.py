@@ -13,7 +13,7 @@ from functools import cached_property
 from operator import attrgetter
 from typing import Any, NamedTuple, get_origin
 
-from saeval._util import descriptions
+from saeval._util import MISSING, descriptions
 from saeval.records import (
     EVERYWHERE,
     NAME_COLUMN,
@@ -70,6 +70,11 @@ class Estimate(NamedTuple):
     def marks(self) -> str:
         """Marks of the score: `*` for few latents, `≠` for a missed condition."""
         return "*" * self.few + "≠" * self.off
+
+    @property
+    def missing(self) -> str:
+        """What boards show in place of a missing score: `– (3 failed)`."""
+        return f"{MISSING} ({self.why})"
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from saeval import InputError
 from saeval._compare.join import join
 from saeval.cli.group import main
 from saeval.records.columns import ColumnStyle
+from saeval.report.html.board import BoardRun, board_pages
 from saeval.report.html.joined import joined_page
 from saeval.report.joined_text import BOARD_FORMATS, written
 from saeval.report.notebook import board_html
@@ -53,6 +54,16 @@ def test_every_format_shows_n_beside_a_score(made):
     assert re.search(r"-0\.004 \([^;]*; n 5/50;", made["odd-report.md"]) and "| 5/50 |" in made["joined.md"]
     assert {row["n"] for row in csv.DictReader(made["odd-leaderboard.csv"].splitlines())} >= {"5", "48"}
     assert "n 5/50" in made["odd-page.txt"]
+
+
+def test_every_board_says_why_a_score_is_missing(made, tmp_path):
+    (tmp_path / "results.json").write_text(odd_run().model_dump_json(by_alias=True))
+    texts = {name: made[name] for name in ("odd-terminal.txt", "odd-report.md", "joined.txt", "joined.tex")}
+    for name, text in {**texts, "notebook": board_html(odd_run()), "repr": repr(join([tmp_path]))}.items():
+        assert re.search(r"(–|--) \(50 failed\)", text) and re.search(r"(–|--) \(skipped\)", text), name
+    public = board_pages([BoardRun(tmp_path, odd_run(), "2026-01-31", "")], "all")["index.html"]
+    for name, page in {"page": made["odd-page.txt"], "joined": made["joined-page.json"], "public": public}.items():
+        assert re.search(r"\b50 failed\b", page) and re.search(r"\bskipped\b", page), name
 
 
 def test_column_that_is_declared_once_shows_in_every_format(monkeypatch):

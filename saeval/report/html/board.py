@@ -13,7 +13,7 @@ from saeval._util import content_hash, file_name, interval, number, sort_key
 from saeval.records import MAIN, CellResult, RunResult, ScoreRow
 from saeval.report.html.joined import joined_page
 from saeval.report.html.pages import render
-from saeval.results import Line, score_columns
+from saeval.results import Line, estimate, score_columns
 
 
 class BoardRun(NamedTuple):
@@ -181,6 +181,8 @@ def _row(place: _Place, row: ScoreRow, up: str, page: str) -> dict[str, Any]:
     layer = re.search(r"\d+", hookpoint)
     marks = _marks(synthetic=result.synthetic, recorded=result.recorded, partial=result.partial)
     between = interval(row.ci95) if row.ci95 else ""
+    if row.value is None:
+        between = estimate(row).why
     number_of_layer = layer[0] if layer else "–"
     return {
         **_sae(place),

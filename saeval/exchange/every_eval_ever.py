@@ -38,8 +38,6 @@ def write(
     ]
     for cell in cells:
         document, omitted = _document(result, cell, names)
-        if not document["evaluation_results"]:
-            raise InputError(f"{cell.name}: has no score to export")
         lost += omitted
         developer, _, model = document["model_info"]["id"].rpartition("/")
         place = [f"saeval-{result.task}", developer or "unknown", model]
@@ -60,6 +58,9 @@ def _document(result: RunResult, cell: RunCell, names: Mapping[str, str]) -> tup
     rows = [row for rows in cell.rows().values() for row in rows]
     scored = [row for row in rows if row.value is not None]
     directed = [row for row in scored if row.higher_is_better is not None]  # the schema requires a direction
+    if not directed:
+        undirected = "has only scores of which neither high nor low values are better, which the format cannot hold"
+        raise InputError(f"{cell.name}: {undirected if scored else 'has no score to export'}")
     omitted = []
     if empty := len(rows) - len(scored):
         omitted.append(f"{cell.name}: {counted(empty, 'metric is', 'metrics are')} omitted, which have no value.")

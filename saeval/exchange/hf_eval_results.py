@@ -45,7 +45,7 @@ def write(
         rows = [row for rows in cell.rows().values() for row in rows if row.value is not None]
         headlines = [scored[0] for scored in cell.rows().values() if scored and scored[0].value is not None]
         if not headlines:
-            raise InputError(f"{cell.name}: has no score to export")
+            raise InputError(f"{cell.name}: no headline metric has a score to export")
         place = folder / cell_file(cell)
         (place / ".eval_results").mkdir(parents=True)
         entries = [_entry(result, cell, row, dataset) for row in headlines]

@@ -85,6 +85,24 @@ def test_every_eval_ever_omits_metrics_of_which_neither_high_nor_low_values_are_
     assert "detection.accuracy" not in str([r["evaluation_result_id"] for r in record["evaluation_results"]])
 
 
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        ({"higher_is_better": None}, "only scores of which neither high nor low"),
+        ({"value": None}, "no score to export"),
+    ],
+)
+def test_every_eval_ever_says_why_a_cell_has_nothing_to_export(run, tmp_path, change, cause):
+    place = tmp_path / "run"
+    shutil.copytree(run, place)
+    result = json.loads((place / "results.json").read_text())
+    for row in result["cells"][0]["scores"]:
+        row.update(change)
+    (place / "results.json").write_text(json.dumps(result))
+    with pytest.raises(InputError, match=f"topk: has {cause}"):
+        export_run(place, "every-eval-ever", tmp_path / "out", cell="topk")
+
+
 def test_every_eval_ever_has_a_line_per_judged_window_that_leads_to_its_result(run, tmp_path):
     export_run(run, "every-eval-ever", tmp_path / "out", cell="topk")
     (file,) = (tmp_path / "out").rglob("*.json")

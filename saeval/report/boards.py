@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from saeval._compare import Leaderboard
+from saeval._compare import AgainstBaseline, Leaderboard
 from saeval._util import text
 from saeval.records import Better, CellResult, Place, RunResult, ScoreRow
 from saeval.results import SCORED, Column, Estimate, Line, cell_columns, estimate, score_columns
@@ -18,6 +18,7 @@ EstimateText = Callable[[Estimate], str]
 
 
 _GAP = 2  # blanks between columns
+_MOST_TESTS = 500  # tests against baseline coders on one page; more would make it large
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,14 @@ def legend(board: Leaderboard) -> str:
     if not board.metrics:
         return "no scores"
     return f"mean over latents [95 % interval] n scored/tried; ranked by {board.title}"
+
+
+def tests_and_notes(board: Leaderboard) -> tuple[Sequence[AgainstBaseline], list[str]]:
+    """Return the tests against baseline coders that a page shows, and its notes; a note stands for too many tests."""
+    if len(board.against) <= _MOST_TESTS:
+        return board.against, board.notes
+    instead = f"`saeval leaderboard` prints the {len(board.against):,} tests against baseline coders."
+    return (), [*board.notes, instead]
 
 
 def rank_field(board: Leaderboard) -> Field:

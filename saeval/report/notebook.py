@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from saeval._compare import Leaderboard
 from saeval._util import InputError, counted, did_you_mean, number, safe_text, visible
 from saeval.records import MAIN, RunResult, shown_at
-from saeval.report.boards import cell_fields, legend, marks, plain_estimate, rank_field, score_fields
+from saeval.report.boards import cell_fields, legend, marks, plain_estimate, rank_field, score_fields, tests_and_notes
 from saeval.results import RunCell
 
 if TYPE_CHECKING:
@@ -125,7 +125,8 @@ def board_html(run: RunResult) -> str:
     head = [rank.head, *(name for name, _ in names), *(field.head for field in fields)]
     columns = [rank.texts, *(texts for _, texts in names), *(field.texts for field in fields)]
     title = " · ".join([f"{run.task} {run.task_version}", *marks(run)])
-    notes = [*(found.text for found in board.against), *board.notes, *(f"! {warning}" for warning in run.warnings)]
+    tests, notes = tests_and_notes(board)
+    notes = [*(found.text for found in tests), *notes, *(f"! {warning}" for warning in run.warnings)]
     listed = "".join(f"<li>{_text(note)}</li>" for note in notes)
     return (
         f"<p><b>{_text(title)}</b>, {_text(legend(board))}</p>"

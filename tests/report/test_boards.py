@@ -202,16 +202,17 @@ def test_groups_of_a_joined_board_are_in_the_order_of_their_numbers(tmp_path):
         join([tmp_path], keep=["place=3"])
 
 
-def test_page_of_many_cells_refers_to_the_command_for_tests_against_baselines(tmp_path):
-    def page(n):
+def test_pages_and_notebooks_of_many_cells_refer_to_the_command_for_tests_against_baselines(tmp_path):
+    def pages(n):
         cells = [cell(f"a{i}", [score_row("detection", 0.7, 0.01)]) for i in range(n)]
         cells += [cell(f"b{i}", [score_row("detection", 0.5, 0.01)], "neurons") for i in range(n)]
         (tmp_path / "results.json").write_text(run_of(*cells).model_dump_json(by_alias=True))
-        return joined_page(join([tmp_path]))
+        return joined_page(join([tmp_path])), board_html(run_of(*cells))
 
     said = "prints the 576 tests against baseline coders"
-    assert said in page(24) and len(page(24)) < 2 * len(page(3))
-    assert said not in page(22)
+    (page, notebook), (fewer, shorter), (small, _) = pages(24), pages(22), pages(3)
+    assert said in page and len(page) < 2 * len(small) and said not in fewer
+    assert said in notebook and len(notebook) < len(shorter) and said not in shorter
 
 
 def test_heads_of_a_joined_board_are_distinct_when_judges_differ(tmp_path):

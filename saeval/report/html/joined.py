@@ -12,13 +12,12 @@ import saeval
 from saeval._compare import AgainstBaseline, Entry, Joined, Leaderboard
 from saeval._util import MISSING, interval, number, rounded, shown, sort_key
 from saeval.records import MAIN, CellResult, ScoreRow
-from saeval.report.boards import notes
+from saeval.report.boards import notes, tests_and_notes
 from saeval.report.html.pages import render
 from saeval.report.html.text import page_name, script_json
 from saeval.report.method import named
 from saeval.results import Column, Line, cell_columns, estimate
 
-_MOST_TESTS = 500  # tests against baseline coders on one board; more would make the page large
 _LIFT = ".lift"  # ends the names of columns of lifts, as in `rank_by`
 
 
@@ -145,10 +144,8 @@ class _Boards:
     def _board(self, board: Leaderboard) -> dict[str, Any]:
         order = [self._number[x.cell.cell] for x in board.standings]
         ranks = [x.rank_text for x in board.standings]
-        against, texts = [self._against(found) for found in board.against], [*board.notes]
-        if len(against) > _MOST_TESTS:
-            texts.append(f"`saeval leaderboard` prints the {len(against):,} tests against baseline coders.")
-            against = []
+        tests, texts = tests_and_notes(board)
+        against = [self._against(found) for found in tests]
         notes = [self.notes.setdefault(note, len(self.notes)) for note in texts]
         return {"by": _ranked_by(board), "order": order, "ranks": ranks, "notes": notes, "against": against}
 

@@ -991,6 +991,16 @@ def test_joined_page_has_the_ranks_lifts_and_notes_of_the_text_boards(floored, v
     assert tests == [text for board in boards.values() for found in board.against for text in found.texts]
 
 
+def test_joined_plot_has_the_order_of_the_boards_above_it(floored, visit):
+    page = visit(Path(floored[-1]), "#group=size&x=-&rank=detection.balanced_accuracy.lift")
+    rows = page.locator("#joined-tables table:not(details *)").locator("tbody tr").all_inner_texts()
+    drawn = page.locator("#joined-plots svg").get_attribute("aria-label").partition(": ")[2].split("; ")
+    assert len(drawn) == len(rows) == 8
+    for place, (row, point) in enumerate(zip(rows, drawn, strict=True), 1):
+        *names, lift, _, at = point.split()
+        assert all(name.strip(",") in row for name in names) and lift in row and int(at) == place
+
+
 def test_joined_page_marks_scores_and_says_why_one_is_missing_and_filters_leave_ranks(floored, visit):
     *_, page_file = floored
     page = visit(Path(page_file))

@@ -930,7 +930,7 @@
     const defaults = { rank: data.rank, group: data.group, x: data.measures.some(([m]) => m === "l0") ? "l0" : "", facet: "", colour: data.telling.find((f) => data.facets.includes(f)) || "" };
     const choices = {
       rank: data.columns.map((c) => [c, c.replaceAll("_", " ")]), group: [["", "nothing"], ...data.facets.map((f) => [f, f])],
-      x: [["", "rank"], ...across.map(([key, name]) => [key, name])], facet: [["", "none"], ...data.facets.map((f) => [f, f])], colour: [["", "one"], ...data.facets.map((f) => [f, f])],
+      x: [["", "place on the board"], ...across.map(([key, name]) => [key, name])], facet: [["", "none"], ...data.facets.map((f) => [f, f])], colour: [["", "one"], ...data.facets.map((f) => [f, f])],
     };
     const pick = {};
     for (const [key, options] of Object.entries(choices)) {
@@ -1041,10 +1041,11 @@
       }
       return make("figure", {}, svg);
     }
-    function plot(cells, ranked, column, state) {
+    /** Scores of cells in the order of the boards above. */
+    function plot(cells, column, state) {
       const [xKey, facet, colour] = ["x", "facet", "colour"].map((key) => chosen(state, key));
       find("#plot-title").textContent = `Plot of ${column.replaceAll("_", " ")}`;
-      const order = new Map(ranked.filter((c) => cells.includes(c)).map((c, k) => [c, k + 1]));
+      const order = new Map(cells.map((c, k) => [c, k + 1]));
       const at = across.find(([key]) => key === xKey)?.[2] || ((c) => order.get(c));
       const colours = colour ? values(colour) : [];
       const style = (c) => (colour ? `s${colours.indexOf(value(c, colour)) % 8}` : c.baseline ? "b0" : "s0");
@@ -1061,7 +1062,7 @@
       const places = [...new Set(points.map((p) => p.at))];
       const axes = { at: (!xKey || numbered.includes(xKey)) && places.length <= 12 ? places : null, x: room(points.map((p) => p.at)), y: room(points.flatMap((p) => [p.score.value, ...(p.score.ci || []), ...(p.score.floor.chance === undefined ? [] : [p.score.floor.chance])])) };
       const panels = facet ? values(facet, points.map((p) => p.cell)).map((v) => [`${facet}: ${v}`, points.filter((p) => value(p.cell, facet) === v)]) : [[column.replaceAll("_", " "), points]];
-      find("#joined-plots").replaceChildren(...panels.map(([name, some]) => panel(name, some, axes, column, across.find(([key]) => key === xKey)?.[1] || "rank")));
+      find("#joined-plots").replaceChildren(...panels.map(([name, some]) => panel(name, some, axes, column, choices.x.find(([key]) => key === xKey)[1])));
     }
 
     function render() {
@@ -1083,7 +1084,7 @@
         ...(group ? [make("h3", {}, make("bdi", {}, visible(`${group}: ${v}`)))] : []), table(standings, by, `Cells ${visible(v)}`),
         make("ul", { className: "note" }, ...notes.map((n) => make("li", {}, visible(data.notes[n])))),
         ...against(tests, standings, `Against baseline coders ${visible(v)}`)]));
-      plot(cells, data.boards[""][0][1][column].order.map((n) => all[n]), column, state);
+      plot(groups.flatMap(({ standings }) => standings.map(({ cell }) => cell)), column, state);
       if (state.get("focus")) {
         [...document.querySelectorAll("[data-focus]")].find((b) => b.dataset.focus === state.get("focus"))?.focus({ preventScroll: true });
         change({ focus: null });

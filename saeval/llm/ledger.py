@@ -231,15 +231,15 @@ class CallLedger:
         """Return what `totals` returns, and warnings about unusual calls, from one pass over the file.
 
         Args:
-            models: Pairs of role and model that the warnings are about; None for all. Earlier sessions may have asked
-                others.
+            models: Pairs of role and model that the spec asks, which the warnings are about; None for all. Others are
+                marked as `earlier`.
         """
         totals, oddities = _Totals(), _Oddities()
         for call in self.calls():
             totals.add(call)
             if models is None or (call.role, call.model) in models:
                 oddities.add(call)
-        return totals.ledgers(), oddities.warnings()
+        return totals.ledgers(models), oddities.warnings()
 
     def spent(self) -> float:
         """Return the dollars spent so far, as far as prices are known; warn if damaged lines may hide some."""
@@ -324,8 +324,8 @@ class _Totals:
         total["failed"] += call.status != "ok"
         total["usage"] += call.usage
 
-    def ledgers(self) -> list[Ledger]:
-        """Return the sums."""
+    def ledgers(self, models: Collection[tuple[str, str]] | None) -> list[Ledger]:
+        """Return the sums; those of other pairs of role and model than these are marked as `earlier`."""
         return [
             Ledger(
                 role=role,
@@ -337,6 +337,7 @@ class _Totals:
                 cached_tokens=t["usage"].cached_tokens,
                 output_tokens=t["usage"].output_tokens,
                 usd=t["usage"].usd,
+                earlier=models is not None and (role, model) not in models,
             )
             for (role, model), t in self._sums.items()
         ]

@@ -93,6 +93,8 @@ class Ledger(Documented):
     """Number of generated tokens."""
     usd: float | None
     """Cost in dollars; None if a price is unknown."""
+    earlier: bool = False
+    """Whether only an earlier spec in this run directory asked this model for this role."""
 
 
 class ScorerCheck(Documented):

@@ -26,7 +26,7 @@ class RunHead:
         status: `done`, `partial`, `running`, `collected`, `failed`, `gave up`, `interrupted`,
             `stopped at the cost limit`, `unreadable`.
         task: Name of the task.
-        models: The models that explain and judge.
+        models: The models that the results come from.
         n: Number of latents with a score in the ranking column, over all contestants.
         headline: The ranking column and the best contestant's value.
         reason: Why the run failed or was interrupted, or cannot be read.
@@ -141,19 +141,13 @@ def _head(run: Path) -> RunHead:
     if status == "done" and result.partial:
         status = "partial"
     n, headline = _headline(result)
-    return RunHead(run.name, run, date, status, result.task, _models(result), n, headline, reason)
+    models = tuple(dict.fromkeys(ledger.model for ledger in result.ledger if not ledger.earlier))
+    return RunHead(run.name, run, date, status, result.task, models, n, headline, reason)
 
 
 def _state(run: Path) -> dict[str, Any]:
     """Return the state of a run; empty if it has none, as pooled seeds."""
     return run_state(run) if (run / "run.json").exists() else {}
-
-
-def _models(result: RunResult) -> tuple[str, ...]:
-    """Return the models of the ledger that made the results; it also counts those of an earlier spec."""
-    used = {row.judge for cell in result.cells for row in cell.scores}
-    used |= {cell.explainer.partition(" with ")[2] for cell in result.cells}
-    return tuple(dict.fromkeys(ledger.model for ledger in result.ledger if ledger.model in used))
 
 
 def _headline(result: RunResult) -> tuple[int, str]:

@@ -743,6 +743,20 @@ def test_nothing_of_an_earlier_model_is_said_about_the_present_one(tmp_path):
     assert list_runs(tmp_path / "run")[0].models == ("openai_compatible/rules",)
 
 
+def test_list_of_runs_names_models_that_only_baselines_ask_and_none_of_an_earlier_spec(tmp_path):
+    with truthful_server() as server:
+        before = spec(server, baselines=[], scorers={"detection": {}})
+        after = {**before, "baselines": [{"use": "contrastive", "llm": "other"}]}
+        other = {**before["llms"]["judge"], "model": "openai_compatible/a with b"}
+        before["llms"] = {**before["llms"], "explainer": {**other, "model": "openai_compatible/gone"}}
+        after["llms"] = {**after["llms"], "other": other}
+        for task in (before, after):
+            result = saeval.run(task, out=tmp_path / "run")
+    names = {ledger.model: ledger.earlier for ledger in result.ledger}
+    assert names == {name: name.endswith("gone") for name in names} and len(names) == 3
+    assert sorted(list_runs(tmp_path / "run")[0].models) == ["openai_compatible/a with b", "openai_compatible/rules"]
+
+
 def test_results_of_an_earlier_spec_keep_it_and_say_so_if_the_changed_one_fails(tmp_path):
     run = tmp_path / "run"
     with truthful_server() as server:

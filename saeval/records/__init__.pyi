@@ -17,6 +17,7 @@ from saeval.records.examples import (
     shown_at as shown_at,
     with_marks as with_marks,
 )
+from saeval.records.integrity import later_state as later_state
 from saeval.records.messages import (
     AnswerSchema as AnswerSchema,
     FillReply as FillReply,

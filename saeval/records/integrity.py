@@ -41,19 +41,23 @@ def with_changes(folder: Path, result: RunResult) -> RunResult:
     return result.model_copy(update={"warnings": [*result.warnings, *found]}) if found else result
 
 
+def later_state(folder: Path, result: RunResult) -> dict[str, Any]:
+    """Return the state of a later session that ran another spec in a folder, without results yet; empty if none did."""
+    first = (folder / f"seed-{seed}" for seed in result.seeds[:1])  # it begins first, and pooled results name its spec
+    heads = map(_head, (folder, *first))
+    return next((head for head in heads if head.get("spec_sha", result.spec_sha) != result.spec_sha), {})
+
+
 def _other_task(folder: Path, result: RunResult) -> str:
     """Return a warning if a later session ran another spec here and has no results yet; empty if not."""
-    first = (folder / f"seed-{seed}" for seed in result.seeds[:1])  # it begins first, and pooled results name its spec
-    for run in (folder, *first):
-        head = _head(run)
-        if head.get("spec_sha", result.spec_sha) != result.spec_sha:
-            status = head.get("status")
-            rerun = "" if status == "running" else " Rerun its command to get them."
-            return (
-                f"{folder.absolute().name}: these results are of an earlier spec; a run of a changed one has no "
-                f"results yet (status: {status}).{rerun}"
-            )
-    return ""
+    if not (later := later_state(folder, result)):
+        return ""
+    status = later.get("status")
+    rerun = "" if status == "running" else " Rerun its command to get them."
+    return (
+        f"{folder.absolute().name}: these results are of an earlier spec; a run of a changed one has no results yet "
+        f"(status: {status}).{rerun}"
+    )
 
 
 def _change(folder: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saeval._util import InputError, counted, read_json, refuse_pipe
-from saeval.records import MAIN, RunResult, read_result, run_state, split_ranking
+from saeval.records import MAIN, RunResult, later_state, read_result, run_state, split_ranking
 
 RUNS = Path("saeval-runs")
 """Default folder of runs, without `--out`."""
@@ -134,9 +134,11 @@ def _head(run: Path) -> RunHead:
         result = read_result(run) if (run / "results.json").exists() else None
     except (InputError, OSError, ValueError) as error:
         return RunHead(run.name, run, date, reason=str(error))
+    if result is not None and (later := later_state(run, result)):
+        state, result = later, None
     status = str(state.get("status", "done"))
     reason = str(state.get("reason", ""))
-    if result is None or state.get("spec_sha", result.spec_sha) != result.spec_sha:  # results of an earlier spec
+    if result is None:
         return RunHead(run.name, run, date, status, str(state.get("task", "")), reason=reason)
     if status == "done" and result.partial:
         status = "partial"

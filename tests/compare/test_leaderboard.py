@@ -387,6 +387,21 @@ def test_the_best_cell_is_the_same_in_lists_and_on_boards(tmp_path, suffix):
     assert f"best coder={best} detection.balanced_accuracy" in repr(saeval.read(run))
 
 
+@pytest.mark.parametrize("place", [".", "seed-7"])
+def test_results_of_an_earlier_spec_are_not_listed_for_the_changed_one(tmp_path, place):
+    run = write(tmp_path / "run", cell("a", [score_row("detection", 0.7)]), seeds=(7, 8))
+    (run / place).mkdir(exist_ok=True)
+    state = {"status": "failed", "task": "changed", "spec_sha": "another", "reason": "no space left"}
+    (run / place / "run.json").write_text(json.dumps(state))
+    (head,) = list_runs(tmp_path)
+    assert (head.status, head.task, head.headline, head.reason) == ("failed", "changed", "", "no space left")
+    (run / place / "run.json").write_text(
+        json.dumps({**state, "spec_sha": saeval.read(run).spec_sha, "status": "done"})
+    )
+    (head,) = list_runs(tmp_path)
+    assert (head.status, head.task) == ("done", "face-off") and head.headline
+
+
 def test_runs_without_cells_are_refused_without_naming_a_filter_that_nobody_gave(tmp_path):
     run = write(tmp_path / "run")
     with pytest.raises(InputError, match="^run: no cell has results yet$"):

@@ -46,6 +46,11 @@ def field_width(field: Field) -> int:
     return _GAP + max(map(text.screen_width, lines), default=0)
 
 
+def head_and_rows(fields: Sequence[Field]) -> tuple[list[str], list[tuple[str, ...]]]:
+    """Return the column heads and the rows of a table."""
+    return [field.head for field in fields], [*zip(*(field.texts for field in fields), strict=True)]
+
+
 def side_by_side(fields: Sequence[Field], room: int) -> Iterator[list[Field]]:
     """Distribute fields over tables of at most the width `room`; each table has at least one field."""
     table: list[Field] = []

@@ -30,6 +30,7 @@ from saeval.report.boards import (
     cell_fields,
     detail_fields,
     field_width,
+    head_and_rows,
     plain_estimate,
     rank_field,
     score_fields,
@@ -129,10 +130,10 @@ def _wide(joined: Joined, board: Leaderboard, format_: str, width: int) -> str:
         scores = score_fields(board, joined.run_of, plain_estimate, _narrow_head)
         least = [max(whole_width([name.head, *name.texts]), min(field_width(name), _FOLDED)) for name in names]
         room = width - sum(map(field_width, [fixed[0], *facts])) - sum(least)
-        tables = [_table([*fixed, *some]) for some in side_by_side(scores, room)]
+        tables = [head_and_rows([*fixed, *some]) for some in side_by_side(scores, room)]
         return "\n\n".join(aligned(head, rows, width) for head, rows in tables)
     fields = [*fixed, *score_fields(board, joined.run_of, plain_estimate)]
-    head, rows = _table(fields)
+    head, rows = head_and_rows(fields)
     numbers = [field.column is not None for field in fields]
     return latex_table(head, rows, numbers, [(i, j) for j, field in enumerate(fields) for i in field.best])
 
@@ -160,11 +161,7 @@ def _long(joined: Joined, board: Leaderboard) -> str:
     ]
     fields += [Field("", [arrow([row]) for row in rows]), *detail_fields(lines, "details")]
     fields += [field for field in detail_fields(lines, "requested") if any(field.texts)]
-    return markdown_table(*_table(fields))
-
-
-def _table(fields: Sequence[Field]) -> tuple[list[str], list[tuple[str, ...]]]:
-    return [field.head for field in fields], [*zip(*(field.texts for field in fields), strict=True)]
+    return markdown_table(*head_and_rows(fields))
 
 
 def _json(joined: Joined, content: dict[str, Any]) -> str:

@@ -20,7 +20,17 @@ from saeval.records import (
     RunResult,
     ScoreRow,
 )
-from saeval.report.boards import Field, arrow, cell_fields, detail_fields, marks, notes, rank_field, roomy_estimate
+from saeval.report.boards import (
+    Field,
+    arrow,
+    cell_fields,
+    detail_fields,
+    head_and_rows,
+    marks,
+    notes,
+    rank_field,
+    roomy_estimate,
+)
 from saeval.report.method import method, named
 from saeval.results import Line, estimate
 
@@ -137,7 +147,7 @@ def _leaderboard(run: RunResult, board: Leaderboard) -> str:
         rows = [board.row(cell, scorer, metric=metric) for cell in cells]
         texts = [_score(run, cell, row) for cell, row in zip(cells, rows, strict=True)]
         fields.append(Field(f"{scorer}: {metric}", texts))
-    return markdown_table([field.head for field in fields], zip(*(field.texts for field in fields), strict=True))
+    return markdown_table(*head_and_rows(fields))
 
 
 def _score(run: RunResult, cell: CellResult, row: ScoreRow | None) -> str:
@@ -167,7 +177,7 @@ def _details(lines: Sequence[Line]) -> str:
     fields = [Field("coder", [x.cell.cell for x in lines]), Field("scorer", [row.scorer for row in rows])]
     fields += [Field("explanation", variants), Field("metric", [row.metric for row in rows])]
     fields += [Field("↑", [arrow([row]) for row in rows]), *detail_fields(lines, "details")]
-    return markdown_table([field.head for field in fields], zip(*(field.texts for field in fields), strict=True))
+    return markdown_table(*head_and_rows(fields))
 
 
 def finding_row(found: Finding) -> list[str]:

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any
 from saeval._compare import Leaderboard
 from saeval._util import InputError, counted, did_you_mean, number, safe_text, visible
 from saeval.records import MAIN, RunResult, shown_at
-from saeval.report.boards import cell_fields, legend, marks, plain_estimate, rank_field, score_fields, tests_and_notes
+from saeval.report.boards import (
+    Field,
+    cell_fields,
+    head_and_rows,
+    legend,
+    marks,
+    plain_estimate,
+    rank_field,
+    score_fields,
+    tests_and_notes,
+)
 from saeval.results import RunCell
 
 if TYPE_CHECKING:
@@ -119,19 +129,14 @@ def board_html(run: RunResult) -> str:
     board = Leaderboard.of(run)
     cells = [x.cell for x in board.standings]
     axes = list(dict.fromkeys(axis for c in cells for axis in c.axes)) or ["cell"]
-    names = [(axis, [c.axes.get(axis, {"cell": c.cell}.get(axis, "")) for c in cells]) for axis in axes]
-    rank = rank_field(board)
-    fields = [*cell_fields(board, lambda _: run, "board"), *score_fields(board, lambda _: run, plain_estimate)]
-    head = [rank.head, *(name for name, _ in names), *(field.head for field in fields)]
-    columns = [rank.texts, *(texts for _, texts in names), *(field.texts for field in fields)]
+    names = [Field(axis, [c.axes.get(axis, {"cell": c.cell}.get(axis, "")) for c in cells]) for axis in axes]
+    facts, scores = cell_fields(board, lambda _: run, "board"), score_fields(board, lambda _: run, plain_estimate)
+    table = _table(*head_and_rows([rank_field(board), *names, *facts, *scores]))
     title = " · ".join([f"{run.task} {run.task_version}", *marks(run)])
     tests, notes = tests_and_notes(board)
     notes = [*(found.text for found in tests), *notes, *(f"! {warning}" for warning in run.warnings)]
     listed = "".join(f"<li>{_text(note)}</li>" for note in notes)
-    return (
-        f"<p><b>{_text(title)}</b>, {_text(legend(board))}</p>"
-        f"{_table(head, zip(*columns, strict=True))}<ul>{listed}</ul>"
-    )
+    return f"<p><b>{_text(title)}</b>, {_text(legend(board))}</p>{table}<ul>{listed}</ul>"
 
 
 def _latent(cell: RunCell, index: int) -> NotebookView:

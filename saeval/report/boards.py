@@ -105,6 +105,14 @@ def roomy_estimate(found: Estimate, *more: str) -> str:
     return f"{text.number(found.value)} ({'; '.join([between, *more])})"
 
 
+def beneath(row: ScoreRow) -> str:
+    """Return what pages show beneath a score: its interval with marks, or the reason why the score is missing."""
+    found = estimate(row)
+    if found.value is None:
+        return found.why
+    return (text.interval(found.ci95) if found.ci95 else "interval unknown") + found.marks
+
+
 def marks(run: RunResult) -> list[str]:
     """Return the marks that a run's boards carry beside its name, such as `partial`."""
     flags = {

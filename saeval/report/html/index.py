@@ -13,14 +13,14 @@ from markupsafe import Markup
 
 from saeval._compare import Leaderboard, strata_texts
 from saeval.records import MAIN, CellResult, Correlation, RunResult, ScoreRow
-from saeval.report.boards import cell_fields, detail_fields, notes
+from saeval.report.boards import beneath, cell_fields, detail_fields, notes
 from saeval.report.html import plots
 from saeval.report.html.latents import CellTables
 from saeval.report.html.plots import Series
 from saeval.report.html.text import slug
 from saeval.report.markdown import CONTROL_HEADS, CONTROLS, FINDINGS, control_row, finding_row
 from saeval.report.method import method, named
-from saeval.results import Line, estimate, score_columns
+from saeval.results import Line, score_columns
 
 _MOST_PAIRS = 6
 _MOST_DISAGREEMENTS = 15
@@ -91,7 +91,7 @@ def context(
         "own": MAIN,
         "slug": slug,
         "interval": plots.interval,
-        "estimate": estimate,
+        "beneath": beneath,
         "share_bar": plots.share_bar,
         "axes": axes * (len(axes) > 1),
         "facts": cell_fields(board, lambda _: run, "report"),

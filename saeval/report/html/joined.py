@@ -12,11 +12,11 @@ import saeval
 from saeval._compare import AgainstBaseline, Entry, Joined, Leaderboard
 from saeval._util import MISSING, interval, number, rounded, shown, sort_key
 from saeval.records import MAIN, CellResult, ScoreRow
-from saeval.report.boards import notes, tests_and_notes
+from saeval.report.boards import beneath, notes, tests_and_notes
 from saeval.report.html.pages import render
 from saeval.report.html.text import page_name, script_json
 from saeval.report.method import named
-from saeval.results import Column, Line, cell_columns, estimate
+from saeval.results import Column, Line, cell_columns
 
 _LIFT = ".lift"  # ends the names of columns of lifts, as in `rank_by`
 
@@ -182,10 +182,6 @@ def _scores(entry: Entry, cell: CellResult) -> dict[str, Any]:
 
 
 def _score(entry: Entry, row: ScoreRow) -> dict[str, Any]:
-    found = estimate(row)
-    between = (interval(found.ci95) if found.ci95 else "interval unknown") + found.marks
-    if found.value is None:
-        between = found.why
     return {
         "value": rounded(row.value, 9),
         "ci": row.ci95 and [rounded(v, 9) for v in row.ci95],
@@ -193,7 +189,7 @@ def _score(entry: Entry, row: ScoreRow) -> dict[str, Any]:
         "range": row.range,
         "floor": {k: rounded(v) for k, v in row.floor.items()},
         "text": number(row.value),
-        "between": between,
+        "between": beneath(row),
         "notes": notes(entry.run, entry.cell, row),
     }
 

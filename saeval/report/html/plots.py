@@ -129,10 +129,7 @@ def against(board: Leaderboard, scorer: str, series: Sequence[Series], measure: 
     said = []
     for s, at, row in rows:
         value = row.value or 0.0
-        if row.ci95:
-            parts.append(
-                element("line", x1=x(at), x2=x(at), y1=y(row.ci95[0]), y2=y(row.ci95[1]), class_=f"whisker {s.style}")
-            )
+        parts += _whisker(s, x(at), y, row)
         parts += [
             element(
                 "line",
@@ -146,10 +143,7 @@ def against(board: Leaderboard, scorer: str, series: Sequence[Series], measure: 
             for name, level in row.floor.items()
             if name != "chance"
         ]
-        between = f", {text.interval(row.ci95)}" if row.ci95 else ""
-        parts.append(
-            s.marker(x(at), y(value), 5.0, title(f"{s.name}: {number(value)}{between}; {measure} {label(at)}"))
-        )
+        parts.append(s.marker(x(at), y(value), 5.0, title(f"{s.name}: {_with_interval(row)}; {measure} {label(at)}")))
         said.append(f"{s.name} {number(value)} at {label(at)}")
     return drawing(_WIDTH, _HEIGHT, f"{scorer} against {measure}: {'; '.join(said)}.", *parts)
 
@@ -219,14 +213,22 @@ def by_layer(board: Leaderboard, scorer: str, groups: Sequence[Sequence[Series]]
             parts.append(element("polyline", points=points, class_=f"line {some[0][0].style}"))
             said.append(f"{some[0][0].name} " + ", ".join(f"{number(v)} at {n}" for _, n, _, v in some))
         for s, n, row, value in some:
-            between = ""
-            if row.ci95:
-                between = f", {text.interval(row.ci95)}"
-                parts.append(
-                    element("line", x1=x(n), x2=x(n), y1=y(row.ci95[0]), y2=y(row.ci95[1]), class_=f"whisker {s.style}")
-                )
-            parts.append(s.marker(x(n), y(value), 4.5, title(f"{s.name}, layer {n}: {number(value)}{between}")))
+            parts += _whisker(s, x(n), y, row)
+            parts.append(s.marker(x(n), y(value), 4.5, title(f"{s.name}, layer {n}: {_with_interval(row)}")))
     return drawing(_WIDTH, _HEIGHT, f"{scorer} by layer: {'; '.join(said)}.", *parts)
+
+
+def _whisker(s: Series, x: float, y: Axis, row: ScoreRow) -> list[Markup]:
+    """Return the interval of a score as a line at `x`; empty without one."""
+    if row.ci95 is None:
+        return []
+    low, high = row.ci95
+    return [element("line", x1=x, x2=x, y1=y(low), y2=y(high), class_=f"whisker {s.style}")]
+
+
+def _with_interval(row: ScoreRow) -> str:
+    """Return a score and its interval as text."""
+    return number(row.value) + (f", {text.interval(row.ci95)}" if row.ci95 else "")
 
 
 def _chance(y: Axis, chance: float | None, right: float) -> list[Markup]:

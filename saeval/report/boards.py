@@ -17,7 +17,8 @@ EstimateText = Callable[[Estimate], str]
 """Returns a score and its interval as text."""
 
 
-_GAP = 2  # blanks between columns
+GAP = 2
+"""Blanks between columns on a terminal."""
 _MOST_TESTS = 500  # tests against baseline coders on one page; more would make it large
 
 
@@ -43,7 +44,7 @@ class Field:
 def field_width(field: Field) -> int:
     """Return the width of a field on a terminal, with the gap after it."""
     lines = [line for entry in (field.head, *field.texts) for line in entry.splitlines()]
-    return _GAP + max(map(text.screen_width, lines), default=0)
+    return GAP + max(map(text.screen_width, lines), default=0)
 
 
 def head_and_rows(fields: Sequence[Field]) -> tuple[list[str], list[tuple[str, ...]]]:

@@ -11,6 +11,7 @@ from saeval._compare import Leaderboard, strata_texts
 from saeval._util import safe_text, text
 from saeval.records import MAIN, CellResult, Finding, RunResult, ScoreRow
 from saeval.report.boards import (
+    GAP,
     Field,
     arrow,
     cell_fields,
@@ -28,7 +29,6 @@ from saeval.results import Line
 if TYPE_CHECKING:
     from rich.console import Console
 
-_GAP = 2
 _LEAST = 8  # width below which no name is folded
 _NAMES = 14  # width above which a name is folded to make room for more columns of numbers
 
@@ -158,10 +158,10 @@ def _tables(
 
     On very narrow terminals, numbers are folded between words, too.
     """
-    room += _GAP  # there is no gap after the last column
-    least = [max(_whole(field), min(field_width(field), _GAP + _NAMES)) for field in names]
+    room += GAP  # there is no gap after the last column
+    least = [max(_whole(field), min(field_width(field), GAP + _NAMES)) for field in names]
     narrow = room - sum(map(_least, names))
-    numbers = [field if field_width(field) <= narrow else _in_words(field, narrow - _GAP) for field in numbers]
+    numbers = [field if field_width(field) <= narrow else _in_words(field, narrow - GAP) for field in numbers]
     for some in side_by_side(numbers, room - sum(least)):
         yield some, _folded(names, room - sum(map(field_width, some)))
 
@@ -169,12 +169,12 @@ def _tables(
 def _whole(names: Field) -> int:
     """Return the minimum width of a column of names at which no word is cut, including the gap after it."""
     indent = max((len(name) - len(name.lstrip()) for name in names.texts), default=0)
-    return _GAP + max(text.whole_width([names.head]), indent + text.whole_width(names.texts))
+    return GAP + max(text.whole_width([names.head]), indent + text.whole_width(names.texts))
 
 
 def _least(names: Field) -> int:
     """Return the width to which a column of names is folded at most, even within words, including the gap."""
-    return min(field_width(names), _GAP + _LEAST)
+    return min(field_width(names), GAP + _LEAST)
 
 
 def _in_words(numbers: Field, width: int) -> Field:
@@ -192,7 +192,7 @@ def _folded(names: Sequence[Field], room: int) -> list[Field]:
         while sum(widths) > room and any(w > low for w, low in zip(widths, least, strict=True)):
             widest = max((i for i, low in enumerate(least) if widths[i] > low), key=lambda i: widths[i])
             widths[widest] -= 1
-    return [_in_lines(field, width - _GAP) for field, width in zip(names, widths, strict=True)]
+    return [_in_lines(field, width - GAP) for field, width in zip(names, widths, strict=True)]
 
 
 def _in_lines(names: Field, width: int) -> Field:
@@ -239,7 +239,7 @@ def _print_table(console: Console, title: str, fields: Sequence[Field], dim: Seq
     def entry(lines: str) -> Text:  # as Text, so that markup in names has no effect
         return Text("\n".join(line[: len(line) - len(line.lstrip())] + safe_text(line) for line in lines.splitlines()))
 
-    table = Table(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold")
+    table = Table(box=None, padding=(0, GAP, 0, 0), pad_edge=False, header_style="bold")
     for field in fields:
         table.add_column(entry(field.head), no_wrap=True, overflow="fold", vertical="top")
     for row, is_dim in zip(zip(*(field.texts for field in fields), strict=True), dim, strict=True):
@@ -247,6 +247,6 @@ def _print_table(console: Console, title: str, fields: Sequence[Field], dim: Seq
     console.print()
     if title:
         console.print(Text(safe_text(title), style="bold"))
-    width = sum(map(field_width, fields)) - _GAP
+    width = sum(map(field_width, fields)) - GAP
     table.width = width if width > console.width else None
     console.print(table, crop=False)  # a table that is too wide is continued on the next line of the terminal, not cut

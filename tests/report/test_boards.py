@@ -22,6 +22,7 @@ from saeval.cli.group import main
 from saeval.records.columns import ColumnStyle
 from saeval.report.html.board import BoardRun, board_pages
 from saeval.report.html.joined import joined_page
+from saeval.report.html.plots import layer_of
 from saeval.report.joined_text import BOARD_FORMATS, written
 from saeval.report.notebook import board_html
 from saeval.results import columns
@@ -64,6 +65,14 @@ def test_every_board_says_why_a_score_is_missing(made, tmp_path):
     public = board_pages([BoardRun(tmp_path, odd_run(), "2026-01-31", "")], "all")["index.html"]
     for name, page in {"page": made["odd-page.txt"], "joined": made["joined-page.json"], "public": public}.items():
         assert re.search(r"\b50 failed\b", page) and re.search(r"\bskipped\b", page), name
+
+
+def test_public_board_and_plots_take_the_layer_from_a_hookpoint_in_the_same_way(tmp_path):
+    one = cell("topk", [score_row("detection", 0.7)])
+    one = one.model_copy(update={"coder": {"hookpoint": "gpt2.h.9.mlp"}})
+    (tmp_path / "results.json").write_text(run_of(one).model_dump_json(by_alias=True))
+    public = board_pages([BoardRun(tmp_path, run_of(one), "2026-01-31", "")], "all")["index.html"]
+    assert layer_of(one) == 9 and 'data-layer="9"' in public
 
 
 def test_column_that_is_declared_once_shows_in_every_format(monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from saeval._util import content_hash, file_name, interval, number, sort_key
 from saeval.records import MAIN, CellResult, RunResult, ScoreRow
 from saeval.report.html.joined import joined_page
 from saeval.report.html.pages import render
+from saeval.report.html.plots import layer_of
 from saeval.results import Line, estimate, score_columns
 
 
@@ -176,19 +176,17 @@ def _rows(history: Iterable[_Place], up: str, page: str = "") -> list[dict[str, 
 
 def _row(place: _Place, row: ScoreRow, up: str, page: str) -> dict[str, Any]:
     cell, result = place.cell, place.run.result
-    hookpoint = str(cell.coder.get("hookpoint") or "–")
     beside = {c.name: c.value(Line(result, cell, row)) or "" for c in score_columns("report")}
-    layer = re.search(r"\d+", hookpoint)
+    layer = layer_of(cell)
     marks = _marks(synthetic=result.synthetic, recorded=result.recorded, partial=result.partial)
     between = interval(row.ci95) if row.ci95 else ""
     if row.value is None:
         between = estimate(row).why
-    number_of_layer = layer[0] if layer else "–"
     return {
         **_sae(place),
         "page": page,
         "cell": cell.cell,
-        "layer": number_of_layer,
+        "layer": "–" if layer is None else str(layer),
         "scorer": row.scorer,
         "metric": row.metric,
         "judge": row.judge or "–",

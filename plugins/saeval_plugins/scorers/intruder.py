@@ -92,9 +92,13 @@ class Intruder(Scorer):
         return Score(values={"accuracy": sum(map(bool, found)) / len(found)}, outcomes=outcomes)
 
     def lineups(self, examples: Examples, rng: np.random.Generator) -> list[Lineup]:
-        """Draw the questions; positions of the intruder are balanced, as far as the number of questions allows."""
+        """Draw the questions; positions of the intruder are balanced, as far as the number of questions allows.
+
+        Which positions are used once more than others is drawn for the latent, so no position is better to name.
+        """
         drawn = list((self._silent if self.mode == "default" else self._internal)(examples, rng))
-        places = [int(i) % self.windows for i in rng.permutation(len(drawn))]
+        questions, positions = rng.permutation(len(drawn)), rng.permutation(self.windows)
+        places = [int(positions[i % self.windows]) for i in questions]
         return [self._lineup(*parts, place) for parts, place in zip(drawn, places, strict=True)]
 
     def _silent(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from saeval_plugins.scorers.intruder import FAR, Intruder, parse_choice
+from scipy.stats import chisquare
 
 from saeval import LLMError
 from saeval.plugin import Examples, Explanation, LatentId, ParseError, Refused, derive_rng
@@ -87,6 +88,18 @@ def test_internal_intruders_are_found_where_strong_and_weak_windows_differ_and_o
 def test_every_place_holds_the_intruder_equally_often(mode, answer):
     found = score(Intruder(mode=mode), make_examples(activating=100, non_activating=60), ScriptedLLM(str(answer)))
     assert len(found.outcomes) == 20 and found.values["accuracy"] == 0.2
+
+
+@pytest.mark.parametrize("questions", [1, 2, 6])
+def test_a_number_of_questions_that_is_no_multiple_of_the_windows_prefers_no_place(questions):
+    examples = make_examples(activating=30, non_activating=30)
+    places = [
+        place
+        for latent in range(200)
+        for _, place in Intruder(questions=questions).lineups(examples, derive_rng(latent, "places"))
+    ]
+    assert len(places) == 200 * questions
+    assert chisquare(np.bincount(places, minlength=5)).pvalue > 1e-3
 
 
 def test_marks_do_not_give_the_intruder_away():

@@ -197,8 +197,8 @@ class _Search:
         explain = (*record.explain.activating, *record.explain.non_activating)
         tiles = (store.length - store.lead) // self.window
         scored = (*record.score.activating, *record.score.non_activating)
-        places = [(e.context, *divmod(e.start - store.lead, self.window)) for e in (*explain, *scored)]
-        seen = np.array([context * tiles + tile for context, tile, rest in places if not rest], dtype=np.int64)
+        places = [(e.context, (e.start - store.lead + self.window // 2) // self.window) for e in (*explain, *scored)]
+        seen = np.array([context * tiles + min(tile, tiles - 1) for context, tile in places], dtype=np.int64)  # nearest
         self._barred = np.concatenate([seen, self._scratch.windows_of([e.document for e in explain])])
 
     @property

@@ -55,6 +55,14 @@ class Neighbours(NonActivating):
         near = _near_windows(store, latent, window, self.k, self.by) if n else []
         return in_turn([rng.permutation(ids[keep(ids)])[:n] for ids in near], n)
 
+    def fits(self, store: ActivationStore, latent: int, begins: NDArray[np.int64], window: int) -> NDArray[np.bool_]:
+        """Return in which of the windows a neighbour fires."""
+        found = np.zeros(len(begins), dtype=np.bool_)
+        for other in neighbours(store, latent, self.k, self.by) if len(begins) else ():
+            low, high = np.searchsorted(store.activations(other)[0], [begins, begins + window])
+            found |= low < high
+        return found
+
 
 # --- neighbours found so far, per store ---
 

@@ -74,6 +74,17 @@ class NonActivating(BaseModel):
         """Draw windows with weights: the number of uniformly drawn windows each represents; None if unknown."""
         return self.draw(wanted, rng), None
 
+    def fits(self, store: ActivationStore, latent: int, begins: NDArray[np.int64], window: int) -> NDArray[np.bool_]:
+        """Return which windows, once shifted, are still of the kind that was drawn; the others are not shifted.
+
+        Args:
+            store: The activations.
+            latent: The latent, which is silent in all of them.
+            begins: Start of each shifted window, as in `ActivationStore.activations`.  [windows]
+            window: Tokens per window.
+        """
+        return np.ones(len(begins), dtype=np.bool_)
+
 
 def in_turn(queues: Sequence[NDArray[np.int64]], n: int) -> NDArray[np.int64]:
     """Take the next new number from each queue in turn until there are n or the queues are empty."""

@@ -1,7 +1,10 @@
 """Samples activating windows for explaining and scoring, as in the paper (§3.1).
 
 Windows tile the text. If the latent fires near the beginning or end of a window, the window is moved by up to a quarter
-of its length, so that there is text on both sides (`ActivationStore.begin_around`).
+of its length, so that there is text on both sides (`ActivationStore.begin_around`). Non-activating windows are shifted
+as often and as far: each as one of the activating windows, drawn at random, would be if nothing limited its shift.
+Otherwise only activating windows would begin between tiles, and text that recurs at the same place in each document
+would tell a judge which windows these are.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DECILES = 10
-_DRAWS = 6  # increased whenever the same options give other windows than before, so that no run mixes both
+_DRAWS = 7  # increased whenever the same options give other windows than before, so that no run mixes both
 
 
 class _WindowSampler(Sampler):
@@ -108,14 +111,11 @@ class _WindowSampler(Sampler):
         if len(score_silent) < FEWEST:
             return None
         explain_silent, _ = silent(self.explain_non_activating, shown_ids, explain=True)
-        # All windows are cut in one call, because a call has a fixed cost.
+        # All windows are shifted and cut in one call, because a call has a fixed cost.
         groups = (shown_ids, explain_silent, scored_ids, score_silent)
         decile = [*[None] * (len(shown_ids) + len(explain_silent)), *deciles, *[None] * len(score_silent)]
-        begins = [
-            store.begin_around(latent.index, ids, self.window) if active else store.begin_of(ids, self.window)
-            for ids, active in zip(groups, (True, False, True, False), strict=True)
-        ]
-        examples = iter(store.examples_at(latent, np.concatenate(begins), self.window, decile))
+        begins = self._shifted(store, latent.index, groups, (explain_rng, score_rng))
+        examples = iter(store.examples_at(latent, begins, self.window, decile))
         explaining, contrast, scoring, silence = (tuple(islice(examples, len(group))) for group in groups)
         for window, weight in zip(silence, weights.tolist() if weights is not None else (), strict=False):
             window.weight = weight
@@ -129,6 +129,36 @@ class _WindowSampler(Sampler):
             explain=Examples(latent, explaining, contrast, maximum),
             score=Examples(latent, scoring, silence, maximum),
         )
+
+    def _shifted(
+        self,
+        store: ActivationStore,
+        latent: int,
+        groups: Sequence[NDArray[np.int64]],
+        rngs: Sequence[np.random.Generator],
+    ) -> NDArray[np.int64]:
+        """Shift activating and silent windows alike; return their starts.
+
+        Args:
+            store: The activations.
+            latent: The latent.
+            groups: Activating and silent windows of each side in turn, four arrays.
+            rngs: Generator of each side, which draws for its silent windows whose shifts they have.
+        """
+        activating, silent = groups[::2], groups[1::2]
+        own = store.shifts_around(latent, np.concatenate(activating), self.window)
+        sides = np.split(own, [len(activating[0])])
+        shifts = [
+            part
+            for around, ids, rng in zip(sides, silent, rngs, strict=True)
+            for part in (around, around[rng.integers(len(around), size=len(ids))])
+        ]
+        ids = np.concatenate(groups)
+        begins = store.shifted(latent, ids, self.window, np.concatenate(shifts))
+        is_silent = np.repeat([False, True, False, True], [len(group) for group in groups])
+        unfit = np.flatnonzero(is_silent)[~self.non_activating.fits(store, latent, begins[is_silent], self.window)]
+        begins[unfit] = store.begin_of(ids[unfit], self.window)
+        return begins
 
 
 def strongest_first(maxima: NDArray[np.float32]) -> NDArray[np.intp]:

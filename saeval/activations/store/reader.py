@@ -551,10 +551,7 @@ class ActivationStore:
         """Shift activating windows so that there is text on both sides of their firings; return their starts.
 
         A window with less than a quarter of its tokens before the first firing, or after the last, is shifted in that
-        direction, as far as the other side keeps a quarter and the set of firings in the window stays the same. So the
-        window's maximum and rank do not change. No window is shifted to or from the edge of its context (with roles, of
-        its turn): otherwise activating windows would begin or end a document more or less often than silent ones, which
-        are not shifted, and a judge that ignores the explanation could tell them.
+        direction, as far as the other side keeps a quarter. See `shifted` for what limits a shift.
 
         Args:
             latent: The latent.
@@ -564,21 +561,52 @@ class ActivationStore:
         Returns:
             Positions, for `examples_at`.  [windows]
         """
+        return self.shifted(latent, ids, window, self.shifts_around(latent, ids, window))
+
+    def shifts_around(self, latent: int, ids: NDArray[np.int64], window: int) -> NDArray[np.int64]:
+        """Return by how many tokens `begin_around` shifts activating windows if nothing limits it.  [windows]
+
+        Args:
+            latent: The latent.
+            ids: Window numbers of its activating windows.
+            window: Tokens per window.
+        """
         begin = self.begin_of(ids, window)
-        position = self._stored(latent)[0].astype(np.int64)
-        low, high = np.searchsorted(position, begin), np.searchsorted(position, begin + window)
-        before, after = position[low] - begin, begin + window - 1 - position[high - 1]
+        position = self._stored(latent)[0]
+        low, high = firings_between(position, begin, window)
+        before = position[low].astype(np.int64) - begin
+        after = begin + window - 1 - position[high - 1].astype(np.int64)
         margin = window // 4
         back = np.clip(np.minimum(margin - before, after - margin), 0, None)
         ahead = np.clip(np.minimum(margin - after, before - margin), 0, None)
+        return np.asarray(ahead - back)
+
+    def shifted(self, latent: int, ids: NDArray[np.int64], window: int, shifts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Shift windows as far as the set of firings in each stays the same; return their starts.
+
+        So a window's maximum and rank do not change, and a silent window stays silent. No window is shifted to or from
+        the edge of its context (with roles, of its turn): otherwise activating windows would begin or end a document
+        more or less often than silent ones, and a judge that ignores the explanation could tell them.
+
+        Args:
+            latent: The latent.
+            ids: Window numbers.
+            window: Tokens per window.
+            shifts: By how many tokens to shift each window, negative towards the beginning.  [windows]
+
+        Returns:
+            Positions, for `examples_at`.  [windows]
+        """
+        begin = self.begin_of(ids, window)
+        position = self._stored(latent)[0]
+        low, high = firings_between(position, begin, window)
         context = begin // self.length
         first, last = context * self.length + self.lead, context * self.length + self.lengths[context] - window
         if self._of_roles:
             turn_begins, turn_ends = self._turns_of(begin)
             first, last = np.maximum(first, turn_begins), np.minimum(last, turn_ends - window)
-        outer = np.concatenate([[-1], position, [self.tokens.size]])
+        outer = np.concatenate([[-1], position.astype(np.int64), [self.tokens.size]])
         lowest, highest = np.maximum(first, outer[low] + 1), np.minimum(last, outer[high + 1] - window)
-        moved = np.where(back > 0, np.maximum(begin - back, lowest), np.minimum(begin + ahead, highest))
-        moved = np.where(back > 0, np.minimum(moved, begin), np.maximum(moved, begin))
+        moved = np.clip(begin + shifts, np.minimum(lowest, begin), np.maximum(highest, begin))
         inside = (np.minimum(begin, moved) > first) & (np.maximum(begin, moved) < last)
         return np.asarray(np.where(inside, moved, begin))

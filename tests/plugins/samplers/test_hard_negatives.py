@@ -70,6 +70,11 @@ def firing_in(store: ActivationStore, latent: int) -> set[int]:
     return set(store.windows(latent, WINDOW).ids.tolist())
 
 
+def drawn_as(window) -> int:
+    """Return the number of the window that was drawn, which is shifted by a quarter at most."""
+    return window.context * TILES + (window.start - 1 + WINDOW // 2) // WINDOW
+
+
 def draw(way, store, latent=0, n=20, keep=everything, seed=0):
     beside = store.windows(latent, WINDOW).ids
     wanted = Wanted(store, latent, WINDOW, n, keep, beside[keep(beside)])
@@ -105,9 +110,10 @@ def test_windows_are_silent_distinct_and_on_their_side_however_they_are_chosen(
     assert not documents[0] & documents[1]
     fires = firing_in(store, latent)
     for part, most in ((record.explain, 6), (record.score, n)):
-        ids = [e.context * TILES + (e.start - 1) // WINDOW for e in part.non_activating]
+        ids = [drawn_as(e) for e in part.non_activating]
         assert len(set(ids)) == len(ids) <= most
         assert not fires & set(ids)
+        assert not any(e.activations.any() for e in part.non_activating)
         assert all(e.start + WINDOW <= store.lengths[e.context] for e in part.non_activating)
 
 
@@ -158,9 +164,12 @@ def test_windows_activate_the_neighbour_and_not_the_latent(planted, by, near):
     sampler = RandomSampler(**OPTIONS, non_activating={"use": "neighbours", "by": by, "n": 20})
     record = sampler.sample(planted, LatentId("h", 0), derive_rng(0, "x"))
     for part, n in ((record.explain, 6), (record.score, 20)):
-        ids = {e.context * TILES + (e.start - 1) // WINDOW for e in part.non_activating}
+        ids = {drawn_as(e) for e in part.non_activating}
         assert len(ids) == n
         assert ids <= firing_in(planted, near) - firing_in(planted, 0)
+        begins = np.array([e.context * planted.length + e.start for e in part.non_activating])
+        assert planted.window_arrays(near, begins, WINDOW)[1].any(axis=1).all()
+        assert not planted.window_arrays(0, begins, WINDOW)[1].any()
 
 
 def test_neighbours_take_turns_the_nearest_first(tmp_path):
@@ -491,7 +500,7 @@ def test_random_is_meant_where_nothing_is_said_and_is_fingerprinted_alike():
     assert short == long_
     options = {"window": 32, "explain": 40, "explain_non_activating": 20, "score": 100}
     plain = ["random", {**options, "non_activating": {"use": "random", "n": 20}}, []]
-    assert short.fingerprint() == long_.fingerprint() == [plain, 6]  # the sixth way of drawing
+    assert short.fingerprint() == long_.fingerprint() == [plain, 7]  # the seventh way of drawing
 
 
 def test_fingerprint_depends_on_every_option_and_on_the_weights_of_a_local_model(tmp_path):

@@ -167,6 +167,25 @@ def test_edges_of_texts_do_not_tell_which_windows_activate(tmp_path, window, tur
     assert (np.abs(np.mean(told, axis=0)) < 3.5 * error).all()
 
 
+@pytest.mark.parametrize("way", ["random", "neighbours", "importance"])
+def test_windows_of_either_label_begin_between_tiles_and_show_the_ends_of_documents_alike(tmp_path, way):
+    data = dataset(contexts=500, documents=500)
+    lengths = np.random.default_rng(0).choice([45, 60, 65], size=500).astype(np.int32)
+    data = replace(data, lengths=lengths, mask=data.mask & (np.arange(65) < lengths[:, None]))
+    store = write(tmp_path / "s", data, dense(data, 40, 0.02), budget=10**7)
+
+    def shown(windows):  # share of windows that begin between tiles, and that show text after the last whole tile
+        between = np.mean([(e.start - 1) % 8 > 0 for e in windows])
+        return np.array([between, np.mean([e.start + 7 > (store.lengths[e.context] - 1) // 8 * 8 for e in windows])])
+
+    sampler = RandomSampler(window=8, explain=10, score=100, non_activating={"use": way, "n": 100})
+    records = [sampler.sample(store, LatentId("h", i), derive_rng(0, "x", i)) for i in range(40)]
+    own = np.mean([shown(r.score.activating) for r in records], axis=0)
+    other = np.mean([shown(r.score.non_activating) for r in records], axis=0)
+    assert own[0] > 0.3 and own[1] > 0.02
+    assert other == pytest.approx(own, rel=0.2)
+
+
 def test_all_ways_to_draw_from_several_ranges_are_equally_likely():
     ways = Counter(tuple(draw_each([0, 4, 9, 11], [2, 3, 0], derive_rng(0, i)).tolist()) for i in range(12_000))
     assert set(ways) == {(*a, *b) for a in combinations(range(4), 2) for b in combinations(range(4, 9), 3)}

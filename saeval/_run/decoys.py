@@ -88,11 +88,12 @@ def with_decoy(
         threshold: Tokens with at least this share of the window's maximum activation are marked.
 
     Returns:
-        The record; unchanged if the store has no such latent.
+        The record; unchanged if the store has no such latent, or if this latent fires at the centre of each window
+        (`saebench` cuts them so), because marks at the centre would reveal that they are right.
     """
     shown = record.score.activating
     wanted = len(record.score.non_activating)
-    if not shown or not wanted:
+    if not shown or not wanted or all(window.activations[len(window.tokens) // 2] for window in shown):
         return record
     searched = _Search(store, record)
     profile = profile_of(shown[:: max(1, len(shown) // _COMPARED)], searched.kinds, threshold)

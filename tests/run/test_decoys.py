@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from fake_server import fake_server
 from planted_run import spec, truthful
-from saeval_plugins.samplers import saeval_samplers
+from saeval_plugins.samplers import SAEBench, saeval_samplers
 from saeval_plugins.scorers.fuzzing import Fuzzing
 
 import saeval
@@ -180,6 +180,17 @@ def test_a_dictionary_of_one_latent_is_asked_about_one_window_at_a_time(tmp_path
     asyncio.run(Fuzzing(mode="list").score(saeval.Explanation(text="x"), alone.score, context(llm)))
     assert len(llm.requests) == len(record.score.activating) + len(record.score.non_activating)
     assert all("Window 2:" not in request.messages[-1].content for request in llm.requests)
+
+
+def test_windows_centred_on_activations_are_marked_at_the_centre_whether_rightly_or_wrongly(store):
+    sampler = SAEBench(leak=False, unverified=False, score_top=10, score_weighted=10, non_activating=20)
+    for latent in range(8):
+        record = sampler.sample(store, LatentId("planted", latent), derive_rng(0, "sample", latent))
+        found = with_decoy(record, store, derive_rng(0, "decoy", latent))
+        questions = Fuzzing().questions(found.score, context())
+        centred = [[q.shown.split("<<")[0].count(" ") == sampler.window // 2 - 1 for q in questions if q.truth is truth]
+                   for truth in (True, False)]  # fmt: skip
+        assert np.mean(centred[0]) == np.mean(centred[1]) > 0.8
 
 
 def test_listed_latents_are_collected_alone_only_where_no_step_needs_another():

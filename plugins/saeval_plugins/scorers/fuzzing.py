@@ -25,8 +25,8 @@ class Fuzzing(Judge):
     `other`: wrong marks are the tokens on which one other latent fires, the same latent for all windows
     (`Examples.decoy`). Its marks match in number, length, position and recurrence across windows. The windows of a
     prompt therefore do not reveal each other's answers, and a judge that ignores the explanation scores at chance. If
-    there is no such latent, as in a dictionary with one latent, wrong marks are `matched` and each window has its own
-    prompt.
+    there is no such latent, as in a dictionary with one latent, or if windows are centred on activations, as by
+    `saebench`, wrong marks are `matched` and each window has its own prompt.
 
     The other modes copy the pattern of marks from an activating window and are kept for comparison. Their wrong marks
     are on tokens that rarely recur across windows, while correct marks are on tokens that do; a judge can exploit this

@@ -15,7 +15,7 @@ from saeval_plugins.samplers.windows import DECILES
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_APART_DRAWS = 2  # increased whenever the same options with `leak: false` give other windows than before
+_DRAWS = 3  # increased whenever the same options give other windows than before
 
 
 class _Fired(NamedTuple):
@@ -74,8 +74,8 @@ class SAEBench(Sampler):
         return value
 
     def fingerprint(self) -> JsonValue:
-        """Return the options; with `leak: false`, also the sampler's version."""
-        return super().fingerprint() if self.leak else [super().fingerprint(), _APART_DRAWS]
+        """Return the options and the sampler's version."""
+        return [super().fingerprint(), _DRAWS]
 
     def reads_one_latent(self) -> bool:
         """Return True: no other latents are read."""
@@ -177,16 +177,22 @@ class SAEBench(Sampler):
         split: Split | None,
         rng: np.random.Generator,
     ) -> NDArray[np.int64]:
-        """Draw distinct starts of windows at random positions, excluding windows already scored."""
+        """Draw distinct starts of windows at random positions, excluding windows already scored.
+
+        All positions are equally likely. If all contexts were, silent windows would be from short ones more often than
+        activating windows are, and show the beginnings and ends of documents more often.
+        """
         contexts = np.flatnonzero(store.lengths >= store.lead + self.window)
         contexts = contexts[store.knows(latent.index, contexts)]
         if split is not None:
             contexts = contexts[~split.explains(store.documents[contexts])]
         if len(contexts) == 0:
             return contexts
-        context = rng.choice(contexts, 64 * self.non_activating)
-        places = store.lengths[context] - store.lead - self.window + 1
-        begins: NDArray[np.int64] = context * store.length + store.lead + rng.integers(places)
+        places = store.lengths[contexts].astype(np.int64) - store.lead - self.window + 1
+        ends = np.cumsum(places)
+        place = rng.integers(ends[-1], size=64 * self.non_activating)
+        row = np.searchsorted(ends, place, side="right")
+        begins: NDArray[np.int64] = contexts[row] * store.length + store.lead + place - (ends - places)[row]
         begins = begins[np.isin(begins, scored, invert=True) & store.counts_at(begins, self.window)]
         if not self.unverified:
             position, _ = store.activations(latent.index)

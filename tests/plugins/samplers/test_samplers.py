@@ -186,6 +186,20 @@ def test_windows_of_either_label_begin_between_tiles_and_show_the_ends_of_docume
     assert other == pytest.approx(own, rel=0.2)
 
 
+def test_random_windows_of_saebench_are_from_short_contexts_as_often_as_activating_ones(tmp_path):
+    data = dataset(contexts=600, documents=600)
+    lengths = np.random.default_rng(0).choice([25, 65], size=600).astype(np.int32)
+    data = replace(data, lengths=lengths, mask=data.mask & (np.arange(65) < lengths[:, None]))
+    store = write(tmp_path / "s", data, dense(data, 20, 0.02), budget=10**7)
+    sampler = SAEBench(leak=False, unverified=False, score_top=20, score_weighted=20, non_activating=40)
+    records = [sampler.sample(store, LatentId("h", i), derive_rng(0, "x", i)) for i in range(20)]
+    own, other = (
+        np.mean([lengths[e.context] == 25 for r in records for e in getattr(r.score, side)])
+        for side in ("activating", "non_activating")
+    )
+    assert own == pytest.approx(other, abs=0.04) and own < 0.15
+
+
 def test_all_ways_to_draw_from_several_ranges_are_equally_likely():
     ways = Counter(tuple(draw_each([0, 4, 9, 11], [2, 3, 0], derive_rng(0, i)).tolist()) for i in range(12_000))
     assert set(ways) == {(*a, *b) for a in combinations(range(4), 2) for b in combinations(range(4, 9), 3)}

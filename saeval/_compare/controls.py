@@ -82,8 +82,15 @@ def holm_corrected(found: Sequence[ControlContrast]) -> list[ControlContrast]:
     return corrected
 
 
-def pooled_contrasts(runs: Sequence[Sequence[ControlContrast]]) -> list[ControlContrast]:
-    """Average each contrast over runs (one per seed); it has counts but no estimates if a run lacks an estimate."""
+def pooled_contrasts(
+    runs: Sequence[Sequence[ControlContrast]], repeats: Mapping[str, float] | None = None
+) -> list[ControlContrast]:
+    """Average each contrast over runs (one per seed); it has counts but no estimates if a run lacks an estimate.
+
+    Args:
+        runs: The contrasts of each run.
+        repeats: By control, the mean number of runs that draw a latent; default: 1.
+    """
     from saeval._compare.pooled import pooled_mean
 
     by_scorer: dict[str, list[ControlContrast]] = {}
@@ -99,7 +106,8 @@ def pooled_contrasts(runs: Sequence[Sequence[ControlContrast]]) -> list[ControlC
             continue
         k, differences = len(known), [c.difference or 0.0 for c in known]
         means = {name: sum(getattr(c, name) for c in known) / k for name in ("trained", "value", "difference")}
-        ci95 = pooled_mean(differences, [c.ci95 for c in known if c.ci95], (None, None))
+        often = (repeats or {}).get(known[0].control, 1.0)
+        ci95 = pooled_mean(differences, [c.ci95 for c in known if c.ci95], (None, None), often)
         p = stats.normal_p(means["difference"], (ci95[1] - ci95[0]) / 2 / stats.Z95)
         by_scorer.setdefault(scorer, []).append(known[0].model_copy(update={**means, **total, "ci95": ci95, "p": p}))
     return [contrast for same in by_scorer.values() for contrast in holm_corrected(same)]

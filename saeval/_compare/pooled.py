@@ -30,21 +30,24 @@ Item = TypeVar("Item")
 _SUMMED = ("n", "tried", "failed", "skipped", "unparsed", "windows", "answered")  # of score rows
 
 
-def pooled_runs(results: Sequence[RunResult], run_id: str) -> RunResult:
+def pooled_runs(results: Sequence[RunResult], run_id: str, repeats: Mapping[str, float] | None = None) -> RunResult:
     """Pool the results of several seeds: means over seeds, with intervals that include the spread between seeds.
 
     The interval of a mean combines those of the seeds ("MOVER"). If seeds differ by more than their intervals explain,
-    it is widened accordingly (a random effect of the seed, DerSimonian and Laird 1986). Lifts are pooled over the
-    pooled cells. Medians, correlations, powers, reliabilities and variance components are averaged over seeds; natural
-    rates and scores corrected for the judge are omitted.
+    it is widened accordingly (a random effect of the seed, DerSimonian and Laird 1986). If seeds draw the same latents,
+    it is widened to that of the distinct ones. Lifts are pooled over the pooled cells. Medians, correlations, powers,
+    reliabilities and variance components are averaged over seeds; natural rates and scores corrected for the judge are
+    omitted.
 
     Args:
         results: One per seed, of the same task.
         run_id: Name of the pooled run.
+        repeats: By cell, the mean number of seeds that draw a latent (`repeated`); default: 1.
     """
+    repeats = repeats or {}
     seeds = tuple(result.seed for result in results)
     by_name = _grouped(_joined(results, "cells"), attrgetter("cell"))
-    cells = [_cell(same) for same in by_name.values()]
+    cells = [_cell(same, repeats.get(name, 1.0)) for name, same in by_name.items()]
     said = ", ".join(map(str, seeds))
     return results[0].model_copy(
         update={
@@ -55,41 +58,69 @@ def pooled_runs(results: Sequence[RunResult], run_id: str) -> RunResult:
             "correlations": _correlations(_joined(results, "correlations")),
             "ledger": _ledger(_joined(results, "ledger")),
             "findings": [],
-            "controls": pooled_contrasts([result.controls for result in results]),
+            "controls": pooled_contrasts([result.controls for result in results], _by_control(cells, repeats)),
             "warnings": [f"Pooled over the seeds {said}.", *dict.fromkeys(_joined(results, "warnings"))],
             "seconds": _summed(map(attrgetter("seconds"), results)),
         }
     )
 
 
+def repeated(latents: Iterable[Iterable[int]]) -> float:
+    """Return the mean number of seeds that draw a latent, over all draws: 1 if no latent is drawn twice.
+
+    The variance of a mean over all draws, if a latent has the same score in each, is this number times as large as that
+    of as many different latents.
+
+    Example:
+        >>> repeated([[1, 2], [3, 4]]), repeated([[1, 2], [1, 2]])
+        (1.0, 2.0)
+    """
+    counts = Counter(latent for drawn in latents for latent in drawn)
+    return sum(c * c for c in counts.values()) / max(counts.total(), 1) if counts else 1.0
+
+
+def _by_control(cells: Sequence[CellResult], repeats: Mapping[str, float]) -> dict[str, float]:
+    """Return how often seeds draw the same latents of a control or of trained coders, whichever is more, by control."""
+    found: dict[str, float] = {}
+    trained = max((repeats.get(cell.cell, 1.0) for cell in cells if cell.baseline is None), default=1.0)
+    for cell in cells:
+        if cell.baseline is not None:
+            found[cell.baseline] = max(found.get(cell.baseline, trained), repeats.get(cell.cell, 1.0))
+    return found
+
+
 def pooled_mean(
-    values: Sequence[float], intervals: Sequence[stats.Interval], bounds: tuple[float | None, float | None]
+    values: Sequence[float],
+    intervals: Sequence[stats.Interval],
+    bounds: tuple[float | None, float | None],
+    repeats: float = 1.0,
 ) -> stats.Interval:
-    """Return the interval of the mean of independent estimates, widened if they differ by more than their errors.
+    """Return the interval of the mean of estimates, widened if they differ by more than their errors.
 
     Args:
         values: One per seed.
         intervals: Their 95 % intervals.
         bounds: Minimum and maximum of the metric.
+        repeats: Mean number of seeds that draw a latent; latents drawn repeatedly do not narrow the interval.
     """
     k, centre = len(values), mean(values)
     low, high = stats.combined_interval([1 / k] * k, values, intervals)
     errors = [stats.standard_error(v, ci, *bounds) for v, ci in zip(values, intervals, strict=True)]
-    wider = _wider(values, mean(error**2 for error in errors))
+    wider = _wider(values, mean(error**2 for error in errors), repeats)
     low, high = centre - wider * (centre - low), centre + wider * (high - centre)
     least, greatest = bounds
     return low if least is None else max(low, least), high if greatest is None else min(high, greatest)
 
 
-def _wider(values: Sequence[float], within: float) -> float:
+def _wider(values: Sequence[float], within: float, repeats: float) -> float:
     """Return the factor that widens an interval if estimates differ by more than their errors, by quantiles of t."""
     from scipy.special import stdtrit
 
     k = len(values)
-    if k < 2 or within <= 0 or (ratio := variance(values) / within) <= 1:
-        return 1.0
-    between = 1 - 1 / ratio  # share of the variance due to seeds
-    return sqrt(ratio) * float(stdtrit((k - 1) / between**2, 0.975)) / stats.Z95
+    if k < 2 or within <= 0 or (excess := variance(values) / within - 1) <= 0:
+        return sqrt(repeats)
+    between = excess / (repeats + excess)  # share of the variance due to seeds
+    return sqrt(repeats + excess) * float(stdtrit((k - 1) / between**2, 0.975)) / stats.Z95
 
 
 # --- parts of a result ---
@@ -135,30 +166,43 @@ def _means(mappings: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: mean(values) for name, values in found.items()}
 
 
-def _cell(cells: Sequence[CellResult]) -> CellResult:
+def _cell(cells: Sequence[CellResult], repeats: float) -> CellResult:
     rows = _grouped(_joined(cells, "scores"), attrgetter("scorer", "variant", "metric"))
     deciles = _grouped(_joined(cells, "deciles"), attrgetter("scorer"))
     powers = _grouped(_joined(cells, "powers"), attrgetter("scorer", "variant"))
     variances = _grouped(_joined(cells, "variance"), attrgetter("scorer"))
+    parts = list(map(_variance, variances.values()))
+    shared = {found.scorer: _shared(found, len(cells)) for found in parts}
+    headlines = {row.scorer: row.metric for row in reversed(_joined(cells, "scores"))}
+    pooled = [
+        _row(same, repeats, shared.get(scorer, 0.0) if metric == headlines[scorer] else 0.0)
+        for (scorer, _, metric), same in rows.items()
+    ]
     return cells[0].model_copy(
         update={
             "measures": _means([cell.measures for cell in cells]),
             "counts": _summed(map(attrgetter("counts"), cells)),
-            "scores": list(map(_row, rows.values())),
+            "scores": pooled,
             "deciles": list(map(_deciles, deciles.values())),
             "correlations": _correlations(_joined(cells, "correlations")),
             "powers": list(map(_power, powers.values())),
             "cautions": list(dict.fromkeys(_joined(cells, "cautions"))),
-            "variance": list(map(_variance, variances.values())),
+            "variance": parts,
         }
     )
 
 
-def _row(rows: Sequence[ScoreRow]) -> ScoreRow:
+def _shared(parts: VarianceParts, seeds: int) -> float:
+    """Return the variance of the shift shared by a pooled mean's latents; seeds share the corpus and nothing else."""
+    corpus = parts.shared.get("corpus", 0.0)
+    return corpus + (sum(parts.shared.values()) - corpus) / seeds
+
+
+def _row(rows: Sequence[ScoreRow], repeats: float, shared: float) -> ScoreRow:
     first = rows[0]
     total = {name: sum(map(attrgetter(name), rows)) for name in _SUMMED}
-    value, ci95 = _mean(rows, "value"), _interval(rows)
-    rerun = None if value is None or ci95 is None else prediction_interval(value, ci95, first.range)
+    value, ci95 = _mean(rows, "value"), _interval(rows, repeats)
+    rerun = None if value is None or ci95 is None else prediction_interval(value, ci95, first.range, shared)
     bounds = [row.bounds for row in rows if row.bounds is not None]
     return first.model_copy(
         update={
@@ -169,7 +213,7 @@ def _row(rows: Sequence[ScoreRow]) -> ScoreRow:
             "median": _mean(rows, "median"),
             "coverage": total["n"] / max(total["tried"], 1),
             "floor": _means([row.floor for row in rows]),
-            "against": _against([row.against for row in rows if row.against is not None]),
+            "against": _against([row.against for row in rows if row.against is not None], repeats),
             "bounds": tuple(map(mean, zip(*bounds, strict=True))) or None,
             "prediction95": rerun,
             "reliability": _mean(rows, "reliability"),
@@ -181,21 +225,21 @@ def _row(rows: Sequence[ScoreRow]) -> ScoreRow:
     )
 
 
-def _interval(rows: Sequence[ScoreRow]) -> stats.Interval | None:
+def _interval(rows: Sequence[ScoreRow], repeats: float) -> stats.Interval | None:
     scored = [(row.value, row.ci95) for row in rows if row.value is not None and row.ci95 is not None]
     if not scored:
         return None
     values, intervals = zip(*scored, strict=True)
-    return pooled_mean(values, intervals, rows[0].range)
+    return pooled_mean(values, intervals, rows[0].range, repeats)
 
 
-def _against(samples: Sequence[FloorSample]) -> FloorSample | None:
+def _against(samples: Sequence[FloorSample], repeats: float) -> FloorSample | None:
     """Return the floor pooled over the latents of all seeds; p values are combined by Fisher's method."""
     if not samples:
         return None
     n, answers = (sum(map(attrgetter(name), samples)) for name in ("n", "answers"))
     own, value = (sum(getattr(s, name) * s.n for s in samples) / n for name in ("own", "value"))
-    covariance = [sum(s.covariance[i] * s.n for s in samples) / n for i in range(3)]
+    covariance = [repeats * sum(s.covariance[i] * s.n for s in samples) / n for i in range(3)]
     same = sum((s.same or 0.0) * s.answers for s in samples)
     ps = [s.p for s in samples if s.p is not None]
     return samples[0].model_copy(
@@ -204,7 +248,7 @@ def _against(samples: Sequence[FloorSample]) -> FloorSample | None:
             "own": own,
             "value": value,
             "covariance": tuple(covariance),
-            "least_error": mean(s.least_error for s in samples) / sqrt(len(samples)),
+            "least_error": mean(s.least_error for s in samples) * sqrt(repeats / len(samples)),
             "p": stats.fisher(ps),
             "same": same / answers if answers else None,
             "answers": answers,

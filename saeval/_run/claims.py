@@ -13,14 +13,14 @@ from saeval._compare import Basis, compare_vectors, pooled_mean, stats
 from saeval._run.state import CellState
 from saeval._util import SaevalError, counted, derive_rng
 from saeval.models import embedder
-from saeval.records import MAIN, Finding, FindingOutcome, Metric
+from saeval.records import MAIN, CellResult, Finding, FindingOutcome, Metric
 from saeval.task import CellFilter, FindingSpec, score_reference
 
 if TYPE_CHECKING:
     import numpy as np
 
     from saeval._compare import Floats
-    from saeval.task import Task
+    from saeval.task import Cell, Task
 
 FEWEST_LATENTS = 8
 """Minimum latents per side to test a claim: intervals from fewer are unreliable."""
@@ -99,22 +99,42 @@ def _finding(spec: FindingSpec, found: _Estimate) -> Finding:
     )
 
 
-def pooled_findings(specs: Sequence[FindingSpec], found: Sequence[Sequence[Finding]]) -> list[Finding]:
+def pooled_findings(
+    specs: Sequence[FindingSpec],
+    found: Sequence[Sequence[Finding]],
+    cells: Sequence[CellResult] = (),
+    repeats: Mapping[str, float] | None = None,
+) -> list[Finding]:
     """Test claims on the means over runs with several seeds.
 
     Args:
         specs: The claims.
         found: For each run, its findings, one per claim.
+        cells: The cells of a run.
+        repeats: By cell, the mean number of runs that draw a latent; default: 1.
     """
-    return [_pooled(spec, [findings[i] for findings in found]) for i, spec in enumerate(specs) if all(found)]
+    return [
+        _pooled(spec, [findings[i] for findings in found], _repeats(spec, cells, repeats or {}, len(found)))
+        for i, spec in enumerate(specs)
+        if all(found)
+    ]
 
 
-def _pooled(spec: FindingSpec, found: Sequence[Finding]) -> Finding:
+def _repeats(spec: FindingSpec, cells: Sequence[CellResult], repeats: Mapping[str, float], runs: int) -> float:
+    """Return the mean number of runs that draw a latent of a claim's cells; directions are those of all latents."""
+    if spec.similarity in ("decoder", "encoder"):
+        return float(runs)
+    wanted = [spec.cells, *([] if spec.than_cells is None else [spec.than_cells])]
+    concerned = [cell for cell in cells if any(_fits(cell, {"baseline": "None", **w}) for w in wanted)]
+    return max((repeats.get(cell.cell, 1.0) for cell in concerned), default=1.0)
+
+
+def _pooled(spec: FindingSpec, found: Sequence[Finding], repeats: float) -> Finding:
     known = [f for f in found if f.difference is not None and f.ci95 is not None]
     if len(known) < len(found):  # tested by a p value, counted, or not tested
         return found[0].model_copy(update={"quantity": f"{found[0].quantity}; first of {len(found)} seeds"})
     values, intervals = [f.difference or 0.0 for f in known], [f.ci95 for f in known if f.ci95]
-    ci95 = pooled_mean(values, intervals, (None, None))
+    ci95 = pooled_mean(values, intervals, (None, None), repeats)
     margins = [f.margin for f in known if f.margin is not None]
     margin = sum(margins) / len(margins) if margins else None
     estimate = _Estimate(found[0].quantity, value=sum(values) / len(values), ci95=ci95)
@@ -183,7 +203,7 @@ class _Claims:
 
     def cells(self, wanted: CellFilter) -> list[CellState]:
         """Return the cells that match a filter; only contestants unless it names a baseline."""
-        return [o for o in self.outcomes if _fits(o, {"baseline": "None", **wanted})]
+        return [o for o in self.outcomes if _fits(o.cell, {"baseline": "None", **wanted})]
 
     def rng(self, *keys: str) -> np.random.Generator:
         return derive_rng(self.seed, "finding", *keys)
@@ -334,8 +354,8 @@ class _Claims:
         return found
 
 
-def _fits(outcome: CellState, wanted: CellFilter) -> bool:
-    have = {"baseline": str(outcome.cell.baseline), **outcome.cell.axes}
+def _fits(cell: Cell | CellResult, wanted: CellFilter) -> bool:
+    have = {"baseline": str(cell.baseline), **cell.axes}
     return all(have.get(axis) in _ids(ids) for axis, ids in wanted.items())
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from saeval._compare import pooled_runs
+from saeval._compare import pooled_runs, repeated
 from saeval._run.claims import pooled_findings
 from saeval._run.run_dir import RunDir, SharedLimit
 from saeval._util import remove_checksums, write_atomic, write_checksums
 from saeval.records import RunResult
+from saeval.results import CELL_TABLES, open_run, read_table
 
 if TYPE_CHECKING:
     from saeval.task import Task
@@ -52,8 +53,9 @@ def run_seeds(
             others = elsewhere + spending.elsewhere(place)
             results.append(run_one(with_seed(task, seed), out=place, elsewhere=others))
             spending.update(place)
-        found = pooled_runs(results, out.name)
-        findings = pooled_findings(task.findings, [result.findings for result in results])
+        repeats = _repeats(places.values())
+        found = pooled_runs(results, out.name, repeats)
+        findings = pooled_findings(task.findings, [result.findings for result in results], results[0].cells, repeats)
         found = found.model_copy(update={"findings": findings})
         text = yaml.safe_dump(plain(task.resolved, absolute=True), sort_keys=False, allow_unicode=True)
         write_atomic(out / "spec.yaml", text)
@@ -64,3 +66,13 @@ def run_seeds(
         write_checksums(out)
         write_reports(found, out / "report")
     return found
+
+
+def _repeats(runs: Iterable[Path]) -> dict[str, float]:
+    """Return the mean number of seeds that draw a latent, by cell."""
+    drawn: dict[str, list[list[int]]] = {}
+    for run in runs:
+        for cell in open_run(run)[1]:
+            table = read_table(cell.folder / "latents.parquet", CELL_TABLES["latents"], others=False)
+            drawn.setdefault(cell.name, []).append(table["latent"].to_pylist())
+    return {name: repeated(latents) for name, latents in drawn.items()}

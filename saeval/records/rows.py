@@ -43,7 +43,8 @@ class FloorSample(Documented):
     value: float
     """Mean floor of those latents."""
     covariance: tuple[float, float, float]
-    """Over those latents: variance of the scores, variance of the floors, covariance of the two."""
+    """Over those latents: variance of the scores, variance of the floors, covariance of the two. For pooled seeds,
+    times the mean number of seeds that draw a latent."""
     least_error: float
     """Lower bound of the lift's standard error, since a few equal differences are weak evidence."""
     p: float | None

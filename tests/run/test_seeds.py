@@ -10,11 +10,14 @@ from click.testing import CliRunner
 from planted_run import spec, truthful_server
 
 import saeval
-from saeval._compare import pooled_mean, pooled_runs
+from saeval._compare import pooled_mean, pooled_runs, repeated
+from saeval._compare.controls import pooled_contrasts
+from saeval._run.claims import pooled_findings
 from saeval._run.run_dir import spent_in
 from saeval.cli.group import main
-from saeval.records import VarianceParts
+from saeval.records import ControlContrast, Finding, VarianceParts
 from saeval.records.results import read_result
+from saeval.task import FindingSpec
 
 SPEC = {
     "saeval": 1, "task": "seeds", "version": "1",
@@ -177,3 +180,49 @@ def test_pooled_intervals_cover_and_grow_where_seeds_differ():
     assert covered >= 930
     low, high = pooled_mean([0.4, 0.6, 0.8], [(v - 0.03, v + 0.03) for v in (0.4, 0.6, 0.8)], (0, 1))
     assert high - low > 0.4 > 4 * np.mean(widths)
+
+
+@pytest.mark.parametrize("k", [2, 5])
+def test_pooled_intervals_cover_although_seeds_draw_the_same_latents(k):
+    rng = np.random.default_rng(k)
+    covered = naive = 0
+    for _ in range(500):
+        draws = rng.normal(0.6, 0.1, 20) + rng.normal(0, 0.05, (k, 20))  # the same latents, on other windows
+        values, errors = draws.mean(axis=1), draws.std(axis=1, ddof=1) / 20**0.5
+        ends = [(v - 2.09 * e, v + 2.09 * e) for v, e in zip(values, errors, strict=True)]
+        for often in (1.0, repeated([range(20)] * k)):
+            low, high = pooled_mean(values, ends, (0, 1), often)
+            covered, naive = (
+                (covered, naive + (low <= 0.6 <= high)) if often == 1 else (covered + (low <= 0.6 <= high), naive)
+            )
+    assert covered >= 470 and naive < 460
+
+
+def test_a_latent_that_seeds_share_counts_once_in_rows_floors_controls_and_claims(run):
+    folder, _ = run
+    runs = [read_result(folder / f"seed-{seed}") for seed in (3, 4, 5)]
+    name = runs[0].cells[0].cell
+    once, thrice = (pooled_runs(runs, "pool", {name: often}).cells[0].scores[0] for often in (1.0, 3.0))
+    assert thrice.ci95[0] < once.ci95[0] and thrice.prediction95[0] < once.prediction95[0]
+    assert thrice.against.covariance == pytest.approx([3 * x for x in once.against.covariance])
+    contrast = ControlContrast(scorer="d", metric="m", stratum="all", control="random", n=(9, 9), trained=0.6, value=0.5,
+                               difference=0.1, ci95=(0.02, 0.18), p=0.01)  # fmt: skip
+    ps = [pooled_contrasts([[contrast]] * 3, often)[0].p for often in ({}, {"random": 3.0})]
+    assert ps[0] < 0.001 and ps[1] == pytest.approx(0.0143, abs=0.001)  # as in one seed
+    claim = Finding(claim="c", outcome="shown", quantity="q", difference=0.1, ci95=(0.02, 0.18), p=None, n=(9,))
+    for asked, often in (({"score": "d", "than": 0.5}, {name: 3.0}), ({"similarity": "decoder"}, {})):
+        spec = FindingSpec.model_validate({"claim": "c", "is": "above", **asked})
+        (found,) = pooled_findings([spec], [[claim]] * 3, runs[0].cells, often)
+        assert found.ci95 == pytest.approx((0.02, 0.18))
+
+
+def test_pooled_reruns_include_the_shifts_that_a_runs_latents_share(run):
+    folder, _ = run
+    runs = [read_result(folder / f"seed-{seed}") for seed in (3, 4, 5)]
+    parts = VarianceParts(scorer="detection", n=4, latents=0.02, windows=0.01, noise={},
+                          shared={"judge": 0.003, "corpus": 0.002})  # fmt: skip
+    shifted = [r.model_copy(update={"cells": [r.cells[0].model_copy(update={"variance": [parts]})]}) for r in runs]
+    (plain,), (cell,) = pooled_runs(runs, "pool").cells, pooled_runs(shifted, "pool").cells
+    (a, b), row = (x.scores[0].value - x.scores[0].prediction95[0] for x in (plain, cell)), cell.scores[0]
+    assert b == pytest.approx((a**2 + 1.96**2 * 2 * (0.003 / 3 + 0.002)) ** 0.5)
+    assert cell.scores[1].metric != row.metric and cell.scores[1].prediction95 == plain.scores[1].prediction95

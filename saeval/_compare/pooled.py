@@ -76,7 +76,7 @@ def repeated(latents: Iterable[Iterable[int]]) -> float:
         (1.0, 2.0)
     """
     counts = Counter(latent for drawn in latents for latent in drawn)
-    return sum(c * c for c in counts.values()) / max(counts.total(), 1) if counts else 1.0
+    return sum(c * c for c in counts.values()) / counts.total() if counts else 1.0
 
 
 def _by_control(cells: Sequence[CellResult], repeats: Mapping[str, float]) -> dict[str, float]:

@@ -409,7 +409,7 @@ def _correlations(outcomes: Sequence[CellState]) -> list[Correlation]:
         latents = sorted(headlines[a].keys() & headlines[b].keys())
         columns = [[headlines[label][latent] for latent in latents] for label in (a, b)]
         errors = [[noise[label][latent] for latent in latents] for label in (a, b)]
-        pair = correlated(*columns)
+        pair = correlated(*columns, interval=False)
         corrected = disattenuated(pair.pearson, [reliability(x, e) for x, e in zip(columns, errors, strict=True)])
         correlations.append(
             Correlation(scorers=(a, b), n=pair.n, pearson=pair.pearson, spearman=pair.spearman, corrected=corrected)

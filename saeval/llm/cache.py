@@ -113,11 +113,16 @@ class AnswerCache:
             except (sqlite3.Error, OSError) as error:
                 raise StoreError(f"{self.path}: the cache of model answers cannot be used {_why(error)}") from None
 
-    def get(self, key: str) -> Any | None:
-        """Return the answer of a key; None if it is missing, marked as unreadable, or damaged."""
+    def get(self, key: str, *, unreadable: bool = False) -> Any | None:
+        """Return the answer of a key; None if it is missing or damaged.
+
+        Args:
+            key: The key.
+            unreadable: Whether to return answers that are marked as unreadable, too, instead of None.
+        """
         with self._database():
             row = self._row(key)
-        if row is None or row[1] != "ok":
+        if row is None or not (unreadable or row[1] == "ok"):
             return None
         text, _, digest = row[0].decode(errors="replace").partition("\n")  # the JSON contains no line break
         if digest != text_checksum(text):

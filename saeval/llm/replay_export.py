@@ -29,7 +29,9 @@ def export_replies(ledgers: Sequence[CallLedger], store: AnswerCache, role: str,
     models = {call.model for ledger in ledgers for call in ledger.calls() if call.role == role and call.answer}
     if len(models) > 1:
         raise InputError(f"{role}: several models answered ({', '.join(sorted(models))}); export runs of one of them")
-    kept = {request: store.get(key) for ledger in ledgers for request, key in ledger.answers(role).items()}
+    kept = {
+        request: store.get(key, unreadable=True) for ledger in ledgers for request, key in ledger.answers(role).items()
+    }
     lines = [
         json.dumps({"key": request, "text": answer["text"], "logprobs": answer.get("logprobs")}, ensure_ascii=False)
         for request, answer in kept.items()

@@ -58,7 +58,7 @@ def test_runs_are_listed_with_date_status_models_headline_and_why_they_failed(ru
 def test_models_of_a_run_are_those_of_its_results_though_its_ledger_counts_an_earlier_spec(runs, tmp_path):
     run = shutil.copytree(runs / "saeval-runs" / "good", tmp_path / "good")
     facts = json.loads((run / "results.json").read_text())
-    facts["ledger"].insert(0, {**facts["ledger"][0], "model": "openai_compatible/before"})
+    facts["ledger"].insert(0, {**facts["ledger"][0], "model": "openai_compatible/before", "earlier": True})
     (run / "results.json").write_text(json.dumps(facts))
     (row,) = json.loads(cli(tmp_path, "list", "runs", run, "--json").stdout)
     assert row["models"] == ["openai_compatible/rules"]

@@ -630,8 +630,8 @@ def correlated(x: ArrayLike, y: ArrayLike, *, interval: bool = True) -> Correlat
     scores, and t(g-1) errors of a jackknife, which adapts to ties and ceilings. The jackknife omits one of g groups of
     latents at a time: one latent each for up to 200 latents, otherwise one of 200 groups. On Fisher's scale, the
     correlation of a perfect order counts as halfway to the next lower one possible without ties, and an undefined one
-    without a group as 0. Because equal latents show no spread, the interval has the minimum extent of `mean_interval` for the
-    share of the most frequent pair of scores. Assumes that latents are drawn independently of each other.
+    without a group as 0. Because equal latents show no spread, the interval has the minimum extent of `mean_interval`
+    for the share of the most frequent pair of scores. Assumes that latents are drawn independently of each other.
 
     It covers the true correlation of scores of 5 and 5 to 20 and 20 windows in 94 to 100 % of samples of 20 to 200
     latents, with or without a ceiling, and in 90 to 99 % of samples of 8.

@@ -309,8 +309,7 @@ def _rows(
             further: dict[str, Any] = {"off": off}
             if place == 0:
                 further["bounds"] = scored.bounds if metric.name in _BY_WINDOW else None
-                if step.part.plugin.reads_explanation:
-                    further["natural"] = natural_rates(scored.tallies(rates), _known_judge(known), rng)
+                further["natural"] = natural_rates(scored.tallies(rates), _known_judge(known), rng)
                 further["reliability"] = scored.reliability(metric.name)
             if row.value is not None and row.ci95 is not None:
                 extra = shared if place == 0 else 0.0
@@ -381,12 +380,9 @@ def _words(outcome: CellState, variant: str, latents: Iterable[int]) -> Iterator
 
 
 def _deciles(outcome: CellState, label: str) -> DecileShares | None:
-    """Return the share of correct judgements per decile; None for scorers without answers per window.
-
-    Those that do not measure the explanation have none either: what they ask may be something else than the windows.
-    """
+    """Return the share of correct judgements per decile; None for scorers without answers per window."""
     scored = outcome.scored.get((label, MAIN))
-    if scored is None or not outcome.cell.scorers[label].part.plugin.reads_explanation or not any(scored.judged):
+    if scored is None or not any(scored.judged):
         return None
     *shares, negatives = (right / n if n else None for right, n in zip(scored.right, scored.judged, strict=True))
     *n, negatives_n = scored.judged

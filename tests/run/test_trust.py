@@ -121,16 +121,6 @@ def test_a_latent_without_a_metric_has_not_failed_and_bounds_belong_to_the_headl
     assert bounds.pop("balanced_accuracy") == (value, value) and set(bounds.values()) == {None}
 
 
-def test_answers_to_something_else_than_the_explanation_have_no_deciles_and_natural_rates(tmp_path):
-    with judged_by(truthful) as server:
-        scorers = {"detection": {}, "injection": {}, "consistency": {}}
-        _, _, result = run(task(server, scorers=scorers, baselines=[]), tmp_path / "run")
-    cell = result.cells[0]
-    assert [shares.scorer for shares in cell.deciles] == ["detection"]
-    assert {row.scorer for row in cell.scores if row.natural} == {"detection"}
-    assert {row.scorer for row in cell.scores if row.n} == set(scorers)
-
-
 def test_ranking_by_a_lift_that_cannot_be_is_refused(tmp_path):
     with judged_by(truthful) as server:
         for changes, said in (

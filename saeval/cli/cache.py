@@ -86,6 +86,8 @@ def export(run_dir: Path, out: Path) -> None:
                 written += answers
                 settings = {key: value for key, value in options.items() if key in RoleSettings.model_fields}
                 llms[role] = {"model": f"replay/./{name}", **settings}
+            else:
+                say(f"{role}: has no replies to export, so its model stays in the spec", err=True)
         if not written:
             raise InputError(f"{run_dir}: the cache has no answers of this run, so there is nothing to export")
         (folder / "spec.yaml").write_text(yaml.safe_dump(spec, sort_keys=False, allow_unicode=True), encoding="utf-8")

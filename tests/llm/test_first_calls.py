@@ -178,6 +178,7 @@ def test_exported_answers_replay_a_run_elsewhere_with_equal_scores_and_no_model(
 
     with truthful_server() as server:
         task = spec(server, **SMALL, explainer="default")
+        task["llms"]["spare"] = {"model": "scripted/no", "reply": "[0]"}
         before = saeval.run(task, out=tmp_path / "run")
         saeval.run(
             {**task, "llms": {**task["llms"], "judge": {"model": "scripted/no", "reply": "[0]"}}}, out=tmp_path / "run"
@@ -190,6 +191,7 @@ def test_exported_answers_replay_a_run_elsewhere_with_equal_scores_and_no_model(
         saeval.run(task, out=tmp_path / "again")
     done = export(tmp_path / "again", tmp_path / "answers")
     assert done.exit_code == 0 and "saeval run" in done.output, done.output
+    assert "spare: has no replies to export" in done.output
     assert {file.name for file in (tmp_path / "answers").iterdir()} == {"spec.yaml", "judge.jsonl", "explainer.jsonl"}
     monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "of-another"))
     (tmp_path / "answers").rename(tmp_path / "sent")

@@ -188,9 +188,10 @@ def test_windows_centred_on_activations_are_marked_at_the_centre_whether_rightly
         record = sampler.sample(store, LatentId("planted", latent), derive_rng(0, "sample", latent))
         found = with_decoy(record, store, derive_rng(0, "decoy", latent))
         questions = Fuzzing().questions(found.score, context())
-        centred = [[q.shown.split("<<")[0].count(" ") == sampler.window // 2 - 1 for q in questions if q.truth is truth]
-                   for truth in (True, False)]  # fmt: skip
-        assert np.mean(centred[0]) == np.mean(centred[1]) > 0.8
+        centred = {True: [], False: []}
+        for q in questions:
+            centred[q.truth].append(q.shown.split("<<")[0].count(" ") == sampler.window // 2 - 1)
+        assert np.mean(centred[True]) == np.mean(centred[False]) > 0.8
 
 
 def test_listed_latents_are_collected_alone_only_where_no_step_needs_another():

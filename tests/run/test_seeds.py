@@ -190,11 +190,9 @@ def test_pooled_intervals_cover_although_seeds_draw_the_same_latents(k):
         draws = rng.normal(0.6, 0.1, 20) + rng.normal(0, 0.05, (k, 20))  # the same latents, on other windows
         values, errors = draws.mean(axis=1), draws.std(axis=1, ddof=1) / 20**0.5
         ends = [(v - 2.09 * e, v + 2.09 * e) for v, e in zip(values, errors, strict=True)]
-        for often in (1.0, repeated([range(20)] * k)):
-            low, high = pooled_mean(values, ends, (0, 1), often)
-            covered, naive = (
-                (covered, naive + (low <= 0.6 <= high)) if often == 1 else (covered + (low <= 0.6 <= high), naive)
-            )
+        found = [pooled_mean(values, ends, (0, 1), often) for often in (1.0, repeated([range(20)] * k))]
+        hits = [low <= 0.6 <= high for low, high in found]
+        naive, covered = naive + hits[0], covered + hits[1]
     assert covered >= 470 and naive < 460
 
 
@@ -205,8 +203,8 @@ def test_a_latent_that_seeds_share_counts_once_in_rows_floors_controls_and_claim
     once, thrice = (pooled_runs(runs, "pool", {name: often}).cells[0].scores[0] for often in (1.0, 3.0))
     assert thrice.ci95[0] < once.ci95[0] and thrice.prediction95[0] < once.prediction95[0]
     assert thrice.against.covariance == pytest.approx([3 * x for x in once.against.covariance])
-    contrast = ControlContrast(scorer="d", metric="m", stratum="all", control="random", n=(9, 9), trained=0.6, value=0.5,
-                               difference=0.1, ci95=(0.02, 0.18), p=0.01)  # fmt: skip
+    about = {"scorer": "d", "metric": "m", "stratum": "all", "control": "random", "n": (9, 9), "p": 0.01}
+    contrast = ControlContrast(**about, trained=0.6, value=0.5, difference=0.1, ci95=(0.02, 0.18))
     ps = [pooled_contrasts([[contrast]] * 3, often)[0].p for often in ({}, {"random": 3.0})]
     assert ps[0] < 0.001 and ps[1] == pytest.approx(0.0143, abs=0.001)  # as in one seed
     claim = Finding(claim="c", outcome="shown", quantity="q", difference=0.1, ci95=(0.02, 0.18), p=None, n=(9,))
@@ -219,8 +217,8 @@ def test_a_latent_that_seeds_share_counts_once_in_rows_floors_controls_and_claim
 def test_pooled_reruns_include_the_shifts_that_a_runs_latents_share(run):
     folder, _ = run
     runs = [read_result(folder / f"seed-{seed}") for seed in (3, 4, 5)]
-    parts = VarianceParts(scorer="detection", n=4, latents=0.02, windows=0.01, noise={},
-                          shared={"judge": 0.003, "corpus": 0.002})  # fmt: skip
+    shifts = {"judge": 0.003, "corpus": 0.002}
+    parts = VarianceParts(scorer="detection", n=4, latents=0.02, windows=0.01, noise={}, shared=shifts)
     shifted = [r.model_copy(update={"cells": [r.cells[0].model_copy(update={"variance": [parts]})]}) for r in runs]
     (plain,), (cell,) = pooled_runs(runs, "pool").cells, pooled_runs(shifted, "pool").cells
     (a, b), row = (x.scores[0].value - x.scores[0].prediction95[0] for x in (plain, cell)), cell.scores[0]

@@ -59,8 +59,7 @@ class Neighbours(NonActivating):
         """Return in which of the windows a neighbour fires."""
         found = np.zeros(len(begins), dtype=np.bool_)
         for other in neighbours(store, latent, self.k, self.by) if len(begins) else ():
-            low, high = np.searchsorted(store.activations(other)[0], [begins, begins + window])
-            found |= low < high
+            found |= store.fires_in(other, begins, window)
         return found
 
 

@@ -195,8 +195,7 @@ class SAEBench(Sampler):
         begins: NDArray[np.int64] = contexts[row] * store.length + store.lead + place - (ends - places)[row]
         begins = begins[np.isin(begins, scored, invert=True) & store.counts_at(begins, self.window)]
         if not self.unverified:
-            position, _ = store.activations(latent.index)
-            begins = begins[np.searchsorted(position, begins) == np.searchsorted(position, begins + self.window)]
+            begins = begins[~store.fires_in(latent.index, begins, self.window)]
         _, first = np.unique(begins, return_index=True)
         return np.asarray(begins[np.sort(first)][: self.non_activating])
 

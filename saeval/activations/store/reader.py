@@ -165,6 +165,17 @@ class ActivationStore:
         position, value = self._stored(latent)
         return position.astype(np.int64), value.astype(np.float32)
 
+    def fires_in(self, latent: int, begins: NDArray[np.int64], window: int) -> NDArray[np.bool_]:
+        """Return which windows contain a firing of the latent; its activations are not read.  [windows]
+
+        Args:
+            latent: The latent.
+            begins: Position at which each window begins.
+            window: Tokens per window.
+        """
+        low, high = firings_between(self._stored(latent)[0], begins, window)
+        return np.asarray(low < high)
+
     def firings_of(self, latents: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the positions where latents fire, concatenated by latent, and the end of each latent's part.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
+from command import run_command
 from fake_server import error
 from planted_run import spec, truthful_server
 
@@ -33,22 +34,7 @@ HEAVY = (
 
 @pytest.fixture
 def saeval(tmp_path):
-    def call(*arguments, code=0, **options):
-        env = {**os.environ, "SAEVAL_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(
-            [sys.executable, "-m", "saeval", *map(str, arguments)],
-            cwd=tmp_path,
-            env=env,
-            capture_output=True,
-            text=True,
-            check=False,
-            **options,
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
-        return done
-
-    return call
+    return partial(run_command, cwd=tmp_path, env={"SAEVAL_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"})
 
 
 def write(path, server, **changes):

@@ -6,12 +6,11 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 import yaml
 from click.testing import CliRunner
+from command import run_command
 from planted_run import cache_in, spec, truthful_server
 
 import saeval
@@ -37,12 +36,7 @@ def runs(tmp_path_factory):
 
 
 def cli(folder, *arguments, code=0, **variables):
-    env = {**os.environ, "BROWSER": "true", **variables}
-    done = subprocess.run(
-        [sys.executable, "-m", "saeval", *map(str, arguments)], cwd=folder, env=env, capture_output=True, text=True, check=False
-    )  # fmt: skip
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
+    return run_command(*arguments, cwd=folder, env={"BROWSER": "true", **variables}, code=code)
 
 
 def test_runs_are_listed_with_date_status_models_headline_and_why_they_failed(runs):

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from click.testing import CliRunner
+from command import run_command
 from hub_server import fake_hub
 from hypothesis import HealthCheck, given, settings, strategies as st
 from planted_run import spec, truthful_server
@@ -767,13 +768,8 @@ def test_address_on_the_hub_that_is_none_is_one_sentence(tmp_path, text):
 
 
 def command(*arguments, cwd, code=0, **env):
-    done = subprocess.run(
-        [sys.executable, "-m", "saeval", *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False,
-        env={**os.environ, "SAEVAL_CACHE": str(cwd / "cache"), "HF_HOME": str(cwd / "hf"), "HF_HUB_OFFLINE": "0", **env},
-    )  # fmt: skip
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done
+    own = {"SAEVAL_CACHE": str(cwd / "cache"), "HF_HOME": str(cwd / "hf"), "HF_HUB_OFFLINE": "0"}
+    return run_command(*arguments, cwd=cwd, env={**own, **env}, code=code)
 
 
 @pytest.mark.slow

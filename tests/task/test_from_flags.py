@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import yaml
+from command import run_command
 from fake_server import fake_server
 from tiny import TEXT, tiny_model, tiny_sae
 
@@ -36,13 +37,8 @@ def reply(messages):
 
 
 def saeval(folder, *arguments, code=0, **options):
-    env = {**os.environ, "SAEVAL_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "saeval", *map(str, arguments)], cwd=folder, env=env, capture_output=True, text=True, check=False, **options,
-    )  # fmt: skip
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done
+    env = {"SAEVAL_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+    return run_command(*arguments, cwd=folder, env=env, code=code, **options)
 
 
 def flags(place, **changes):

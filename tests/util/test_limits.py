@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import errno
-import os
 import resource
 import sqlite3
-import subprocess
-import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from command import run_command
 from planted_run import spec, truthful_server
 from saeval_plugins.coders.sae_lens import SaeLens
 from tiny import tiny_model, tiny_sae
@@ -138,21 +136,14 @@ def test_run_of_many_cells_needs_few_open_files(tmp_path):
         )  # fmt: skip
         (tmp_path / "task.yaml").write_text(yaml.safe_dump(task))
         few = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))  # noqa: E731 - of the child
-        done = subprocess.run(
-            [sys.executable, "-m", "saeval", "run", "--task", "task.yaml", "--out", "run", "--display", "none"],
-            cwd=tmp_path, capture_output=True, text=True, check=False, preexec_fn=few,
-            env={**os.environ, "SAEVAL_CACHE": str(tmp_path / "cache")},
-        )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+        command = ("run", "--task", "task.yaml", "--out", "run", "--display", "none")
+        run_command(*command, cwd=tmp_path, env={"SAEVAL_CACHE": str(tmp_path / "cache")}, preexec_fn=few)
     assert len(saeval.read(tmp_path / "run").cells) == cells
 
 
 @pytest.mark.slow
 def test_too_little_memory_is_no_traceback(tmp_path):
     little = lambda: resource.setrlimit(resource.RLIMIT_AS, (700 << 20, 700 << 20))  # noqa: E731 - of the child
-    done = subprocess.run(
-        [sys.executable, "-m", "saeval", "run", "--task", "quickstart", "--out", "run", "--display", "none"],
-        cwd=tmp_path, capture_output=True, text=True, check=False, preexec_fn=little,
-        env={**os.environ, "SAEVAL_CACHE": str(tmp_path / "cache"), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode != 0 and "Traceback" not in done.stderr
+    command = ("run", "--task", "quickstart", "--out", "run", "--display", "none")
+    env = {"SAEVAL_CACHE": str(tmp_path / "cache"), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    assert run_command(*command, cwd=tmp_path, env=env, code=None, preexec_fn=little).returncode != 0

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from click.testing import CliRunner
+from command import run_command
 from made_run import made_run
 from planted_run import spec, truthful_server
 
@@ -62,9 +61,8 @@ def test_run_into_a_directory_of_the_users_own_is_refused_and_nothing_in_it_chan
 def test_name_that_is_not_utf8_is_refused_before_anything_is_asked(tmp_path, place):
     folder = os.fsdecode(os.fsencode(tmp_path) + b"/b\xfcro")
     out, cache = (folder, str(tmp_path / "cache")) if place == "out" else (str(tmp_path / "run"), folder)
-    command = [sys.executable, "-m", "saeval", "run", "quickstart-recorded", "--out", out]
-    done = subprocess.run(command, env={**os.environ, "SAEVAL_CACHE": cache}, capture_output=True, text=True)
-    assert done.returncode == 2 and not Path(folder).exists()
+    done = run_command("run", "quickstart-recorded", "--out", out, env={"SAEVAL_CACHE": cache}, code=2)
+    assert not Path(folder).exists()
     assert r"b\udcfcro: its name is not UTF-8; rename it" in done.stderr.splitlines()[-1]
 
 

@@ -10,8 +10,6 @@ import json
 import os
 import resource
 import sqlite3
-import subprocess
-import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +19,7 @@ import pytest
 import yaml
 from aiohttp import web
 from click.testing import CliRunner
+from command import run_command
 from fake_server import body, content, error
 from planted_run import spec, truthful, truthful_server
 from root import ROOT
@@ -248,16 +247,8 @@ def test_refusal_of_an_assignment_does_not_quote_it(tmp_path, assignment):
     (tmp_path / "task.yaml").write_text(
         yaml.safe_dump(spec_of({"model": "openai_compatible/x", "api_base": "http://127.0.0.1:9/v1"}))
     )
-    done = cli("validate", "--task", "task.yaml", "--set", assignment, cwd=tmp_path)
-    assert done.returncode == 2
+    done = run_command("validate", "--task", "task.yaml", "--set", assignment, cwd=tmp_path, code=2)
     assert CANARY not in done.stdout + done.stderr
-
-
-def cli(*arguments, cwd, **env):
-    return subprocess.run(
-        [sys.executable, "-m", "saeval", *map(str, arguments)],
-        cwd=cwd, capture_output=True, text=True, check=False, env={**os.environ, **env},
-    )  # fmt: skip
 
 
 # --- what a spec may name, and where keys go ---
@@ -280,10 +271,9 @@ def test_allowed_variable_is_sent_and_the_refusal_says_how_to_allow_it(tmp_path)
             yaml.safe_dump(spec(server, **SMALL, llms={"explainer": role, "judge": role}))
         )
         run = ("run", "--task", "task.yaml", "--out", "run", "--display", "none", "--limit", "1")
-        refused = cli(*run, cwd=tmp_path, LAB_AUTH=KEY)
-        assert refused.returncode == 2 and "--allow-env LAB_AUTH" in refused.stderr and not server.calls
-        done = cli(*run, "--allow-env", "LAB_AUTH", cwd=tmp_path, LAB_AUTH=KEY)
-        assert done.returncode == 0, done.stderr
+        refused = run_command(*run, cwd=tmp_path, env={"LAB_AUTH": KEY}, code=2)
+        assert "--allow-env LAB_AUTH" in refused.stderr and not server.calls
+        run_command(*run, "--allow-env", "LAB_AUTH", cwd=tmp_path, env={"LAB_AUTH": KEY})
         assert {headers["Authorization"] for headers in server.headers} == {f"Bearer {KEY}"}
 
 

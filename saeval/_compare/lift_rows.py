@@ -124,7 +124,9 @@ def _paired(row: ScoreRow) -> Paired:
     if sample is None or row.value is None:
         raise ValueError(f"{row.scorer}.{row.metric} has no floor")
     error = stats.standard_error(row.value, row.ci95, *row.range)
-    return Paired(row.value, error, sample.own, sample.value, sample.n, sample.covariance, sample.least_error)
+    return Paired(
+        row.value, error, sample.own, sample.value, sample.n, sample.covariance, sample.least_error, sample.shared
+    )
 
 
 def _with_lift(row: ScoreRow, lifted: Lifted, place: int) -> ScoreRow:
@@ -145,5 +147,9 @@ def _reading(rows: Sequence[tuple[str, ScoreRow]]) -> Reading:
     samples = [row.against for _, row in rows if row.against is not None]
     answers = sum(s.answers for s in samples)
     same = sum(s.answers * s.same for s in samples if s.same is not None)
-    ps = [s.p for s in samples if s.p is not None]
+    by_floor: dict[str | int, list[float]] = {}
+    for i, sample in enumerate(samples):
+        if sample.p is not None:
+            by_floor.setdefault(sample.shared or i, []).append(sample.p)
+    ps = [stats.simes(tests) for tests in by_floor.values()]
     return Reading(stats.fisher(ps), same / answers if answers else None, answers, sum(s.n for s in samples))

@@ -34,6 +34,7 @@ class Paired:
         m: Number of latents that have a floor.
         covariance: Sample variances of those scores and floors, and their covariance.
         least_error: Lower bound for the lift's standard error: a few latents prove little even if they are similar.
+        shared: Identity of the floor; cells with equal ones share a floor. Empty if the floor is the cell's own.
     """
 
     own: float
@@ -43,6 +44,7 @@ class Paired:
     m: int
     covariance: tuple[float, float, float]
     least_error: float = 0.0
+    shared: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ def lifts(cells: Sequence[Paired]) -> Lifts:
        covariances are averaged over the posterior of τ, so every interval includes the uncertainty of τ.
     3. Given the floor, the score is corrected for the part of its error that it shares with the floor.
 
+    A floor that several cells share counts once: it is the mean of their predictions, with the mean of their errors.
+
     Assumes that latents are drawn independently and that errors are nearly normal.
     """
     import numpy as np
@@ -87,17 +91,20 @@ def lifts(cells: Sequence[Paired]) -> Lifts:
     # The error of all scores is that of the rows: the variance of the latents judged twice would give parts that do not
     # add up to it.
     floor_error2 = f_variance * (1 - r**2) / m + slope**2 * error**2 + 1e-12
+    place, mean_of = _distinct(cells)
+    floors_once, errors_once = mean_of @ floor, mean_of @ floor_error2
+    floor, floor_error2 = floors_once[place], errors_once[place]
     carried = slope * error**2 / floor_error2  # regression of the score's error on the floor's error
     rest = np.maximum(error**2 - carried**2 * floor_error2, 0.0)
 
-    taus, weights = _spread(floor, floor_error2, float(np.sqrt(np.median(f_variance))))
+    taus, weights = _spread(floors_once, errors_once, float(np.sqrt(np.median(f_variance))))
     means, covariances, floors = [], [], []
     for tau in taus:
-        pooled, covariance = _pooled(floor, floor_error2, tau)
+        pooled, covariance = _pooled(floors_once, errors_once, tau)
         keep = 1 - carried
-        means.append(own - carried * floor - keep * pooled)
-        covariances.append(np.diag(rest) + np.outer(keep, keep) * covariance)
-        floors.append(pooled)
+        means.append(own - carried * floor - keep * pooled[place])
+        covariances.append(np.diag(rest) + np.outer(keep, keep) * covariance[np.ix_(place, place)])
+        floors.append(pooled[place])
     values = np.average(means, axis=0, weights=weights)
     away = np.array(means) - values
     covariance = np.average(covariances, axis=0, weights=weights) + (away * weights[:, None]).T @ away
@@ -108,6 +115,22 @@ def lifts(cells: Sequence[Paired]) -> Lifts:
         np.average(floors, axis=0, weights=weights),
         float(weights @ taus),
     )
+
+
+def _distinct(cells: Sequence[Paired]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Return the place of each cell's floor among the distinct floors, and the averages over the cells of each.
+
+    Returns:
+        places: [cells]
+        averages: Weights that sum to 1 for each floor.  [distinct floors, cells]
+    """
+    import numpy as np
+
+    names = [cell.shared or i for i, cell in enumerate(cells)]
+    distinct = {name: place for place, name in enumerate(dict.fromkeys(names))}
+    places = np.array([distinct[name] for name in names], dtype=np.intp)
+    member = (places == np.arange(len(distinct))[:, None]).astype(np.float64)
+    return places, member / member.sum(axis=1, keepdims=True)
 
 
 def _variances(cells: Sequence[Paired]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

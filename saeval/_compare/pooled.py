@@ -13,6 +13,7 @@ from saeval._compare import stats
 from saeval._compare.controls import pooled_contrasts
 from saeval._compare.lift_rows import with_lifts
 from saeval._compare.noise import prediction_interval
+from saeval._util import content_hash
 from saeval.records import (
     CellResult,
     Correlation,
@@ -242,6 +243,8 @@ def _against(samples: Sequence[FloorSample], repeats: float) -> FloorSample | No
     covariance = [repeats * sum(s.covariance[i] * s.n for s in samples) / n for i in range(3)]
     same = sum((s.same or 0.0) * s.answers for s in samples)
     ps = [s.p for s in samples if s.p is not None]
+    floors = [s.shared for s in samples]
+    shared = content_hash(*floors) if all(floors) else ""
     return samples[0].model_copy(
         update={
             "n": n,
@@ -252,6 +255,7 @@ def _against(samples: Sequence[FloorSample], repeats: float) -> FloorSample | No
             "p": stats.fisher(ps),
             "same": same / answers if answers else None,
             "answers": answers,
+            "shared": shared,
         }
     )
 

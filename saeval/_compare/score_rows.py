@@ -56,11 +56,13 @@ class Floors:
         uninformed: Uninformed baselines; lift is measured from the first that has values.
         same: By uninformed baseline: number of windows with the same answer as under the latent's own explanation, and
             number of windows compared.
+        shared: By uninformed baseline: identity of its scores, equal for cells that share them.
     """
 
     values: Mapping[str, Values] = field(default_factory=dict)
     uninformed: Sequence[str] = ()
     same: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    shared: Mapping[str, str] = field(default_factory=dict)
 
 
 def score_row(
@@ -176,6 +178,7 @@ def _sample(metric: Metric, values: Values, floors: Floors, rng: np.random.Gener
             p=depends_p(better, rng),
             same=same / answers if answers else None,
             answers=answers,
+            shared=floors.shared.get(name, ""),
         )
     return None
 

@@ -385,6 +385,16 @@ def fisher(ps: Sequence[float]) -> float:
     return float(chdtrc(2 * len(ps), -2 * sum(log(p) for p in ps))) if ps else 1.0
 
 
+def simes(ps: Sequence[float]) -> float:
+    """Combine the p values of positively dependent tests (Simes 1986), such as tests against one floor.
+
+    Example:
+        >>> simes([0.04, 0.04]), simes([0.01, 0.9])
+        (0.04, 0.02)
+    """
+    return min(p * len(ps) / place for place, p in enumerate(sorted(ps), 1))
+
+
 def _flipped_sums(d: Floats, rng: np.random.Generator, resamples: int) -> tuple[Floats, int]:
     """Return sums of differences under sign flips, and 1 if the flips were drawn or 0 if enumerated."""
     import numpy as np

@@ -34,7 +34,7 @@ from saeval._compare import (
 from saeval._run import judge_checks
 from saeval._run.cautions import RECORDED, cautions_of, finite, noted_measures, warnings_of
 from saeval._run.state import CellState, RunState, Scored
-from saeval._util import derive_rng
+from saeval._util import content_hash, derive_rng
 from saeval.activations import token_share
 from saeval.records import (
     MAIN,
@@ -361,7 +361,14 @@ def _floors(outcome: CellState, label: str, variant: str, metric: Metric) -> Flo
     values = {name: found.values(metric.name) for name, found in scored.items() if found}
     own = outcome.scored[label, MAIN]
     uninformed = [name for name in outcome.cell.floors if name in values]
-    return Floors(values, uninformed, {name: own.same(found) for name in uninformed if (found := scored[name])})
+    same = {name: own.same(found) for name in uninformed if (found := scored[name])}
+    return Floors(values, uninformed, same, {name: _identity(outcome, name, values[name]) for name in uninformed})
+
+
+def _identity(outcome: CellState, variant: str, values: Mapping[int, float]) -> str:
+    """Return a hash of a baseline's scores and of what they depend on besides scorer and judge."""
+    texts = {latent: found.text for latent in values if (found := outcome.explanation(variant, latent)) is not None}
+    return content_hash(outcome.base, variant, texts, dict(values))
 
 
 def _baselines(outcome: CellState) -> list[str]:

@@ -55,6 +55,9 @@ class FloorSample(Documented):
     window."""
     answers: int = 0
     """Number of those windows."""
+    shared: str = ""
+    """Hash of the floor's latents, windows, explanations and scores. Cells with equal hashes, such as several
+    explainers of the same latents, share one floor, which counts once. Empty if unknown."""
 
 
 class NaturalRates(Documented):

@@ -22,10 +22,10 @@ from saeval.records.metrics import BALANCED_ACCURACY, PEARSON, Metric
 from saeval.records.results import split_ranking
 
 
-def paired(own, floor, n=100, m=50, sd=(0.1, 0.1), r=0.0, shared=None, **changes):
+def paired(own, floor, n=100, m=50, sd=(0.1, 0.1), r=0.0, shared=None, shared_floor="", **changes):
     x, f = sd[0] ** 2, sd[1] ** 2
     values = {"own": own, "error": sd[0] / n**0.5, "shared_own": own if shared is None else shared, "floor": floor,
-              "m": m, "covariance": (x, f, r * sd[0] * sd[1])}  # fmt: skip
+              "m": m, "covariance": (x, f, r * sd[0] * sd[1]), "shared": shared_floor}  # fmt: skip
     return Paired(**{**values, **changes})
 
 
@@ -79,6 +79,31 @@ def test_the_error_of_the_common_floor_is_shared_and_cancels_between_cells():
     found = lifts([paired(0.7, 0.5)] * 4)
     assert found.covariance[0, 1] > 0
     assert difference(found)[1] < math.hypot(*errors(found)[:2])
+
+
+def test_a_floor_that_cells_share_counts_once():
+    alone = lifts([paired(0.7, 0.5)])
+    same = lifts([paired(0.7, 0.5, shared_floor="f")] * 4)
+    assert errors(same) == pytest.approx(errors(alone)[0]) and same.values == pytest.approx(alone.values[0])
+    assert difference(same)[1] == pytest.approx(math.hypot(0.01, 0.01), rel=1e-3)  # of the scores: the floor cancels
+    two = lifts([paired(0.7, 0.5, shared_floor=name) for name in "ffgg"])
+    assert errors(two) == pytest.approx(errors(lifts([paired(0.7, 0.5)] * 2))[0])
+
+
+def test_lifts_and_readings_of_cells_that_share_a_floor_hold_what_they_promise():
+    rng, runs, covered, depends = derive_rng(11), 150, 0, 0
+    plain = Metric("x", higher_is_better=True)
+    for lift in (0.1, 0.0) * runs:
+        floor = dict(enumerate(rng.normal(0, 0.1, 25)))
+        held = Floors({"r": floor}, ("r",), shared={"r": "same"})
+        scores = [dict(enumerate(rng.normal(lift, 0.1, 50))) for _ in range(4)]
+        rows = [made_row(ScorerRun("detection", "p"), plain, values, rng, floors=held) for values in scores]
+        cells, lifted = with_lifts([cell(str(i), [row]) for i, row in enumerate(rows)])
+        low, high = cells[0].scores[0].lift_ci95
+        covered += low <= lift <= high
+        depends += lift == 0 and next(iter(lifted.values())).reading.depends
+    assert covered > 0.92 * 2 * runs
+    assert depends <= 0.08 * runs
 
 
 def test_the_likelihood_of_floors_is_that_of_their_differences():

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from command import run_command
 from fake_server import fake_server
-from planted_run import truthful
+from planted_run import spec, truthful
 
 import saeval
 from saeval.testing.toys import FILLER
@@ -89,6 +89,22 @@ def test_a_judge_that_reads_explanations_shows_lift(tmp_path):
     rows = own(result)
     assert code == 0 and "ignores" not in said
     assert all(row.lift > 0.4 and row.lift_ci95[0] > 0.15 and row.against.p < 0.01 for row in rows)
+
+
+def test_explainers_of_one_task_share_the_floor_that_no_explainer_enters_and_other_windows_have_their_own(tmp_path):
+    with fake_server(truthful) as server:
+        explainers = {"use": "${matrix.explainer}"}
+        source = {"use": "synthetic", "with": {"n_latents": 8, "documents": "${matrix.documents}"}}
+        axes = {"explainer": ["top_tokens", "saeval/default"], "documents": [60, 80]}
+        task = spec(server, matrix=axes, explainer=explainers, source=source, scorers={"detection": {}})
+        floors = {}
+        for baseline in ("random_explanation", "shuffled_explanation"):
+            run = saeval.run({**task, "baselines": [baseline]}, out=tmp_path / baseline)
+            rows = {(c.axes["explainer"], c.axes["documents"]): c.scores[0] for c in run.cells}
+            floors[baseline] = [rows[e, d].against.shared for d in ("60", "80") for e in axes["explainer"]]
+    drawn, other = floors["random_explanation"], floors["shuffled_explanation"]
+    assert all(drawn) and drawn[0] == drawn[1] and drawn[2] == drawn[3] and drawn[0] != drawn[2]
+    assert all(other) and len({*other}) == 4
 
 
 def test_unanswered_windows_are_bounded_marked_and_fail_the_run(tmp_path):

@@ -8,7 +8,7 @@ from itertools import pairwise
 from math import log
 
 from saeval._compare.leaderboard import rank_text, standard_error
-from saeval._compare.stats import combined_interval, rank_ranges
+from saeval._compare.stats import Z95, combined_interval, rank_ranges
 from saeval._util import InputError
 from saeval.records import MAIN, CellResult, ScoreRow
 
@@ -22,7 +22,8 @@ class Matched:
     Attributes:
         family: Its name.
         value: The score.
-        ci95: Its interval, from those of the neighbouring cells; None if one of them has no interval.
+        ci95: Its interval, from those of the neighbouring cells and the bend of the curve; None if one of them has no
+            interval.
         between: Names of those cells, or of the one cell with exactly this L0.
         rank: Best and worst rank that the score is compatible with.
     """
@@ -43,8 +44,9 @@ def at_l0(families: Mapping[str, Sequence[CellResult]], l0: float, rank_by: str)
     """Return every family's score at one L0, best first.
 
     Between two neighbouring cells, a family's score is interpolated linearly over log L0. Cells are different
-    dictionaries, so their means are independent, and the interval of the interpolated score combines theirs. It does
-    not include the error from curvature between two cells. Families are ranked like the cells of a leaderboard.
+    dictionaries, so their means are independent, and the interval of the interpolated score combines theirs. If the
+    family has a third cell, the interval extends further on both sides by the difference from a parabola through it;
+    with two cells, it does not include the error from curvature. Families are ranked like the cells of a leaderboard.
 
     Args:
         families: Cells of each family, each with the measure `l0`.
@@ -101,12 +103,27 @@ def _interpolated(
     (x, a, low), (y, b, high) = curve[i - 1], curve[i]
     share = (log(l0) - log(x)) / (log(y) - log(x))
     weights, values = (1 - share, share), (float(low.value or 0), float(high.value or 0))
-    error = sum((w * standard_error(row)) ** 2 for w, row in zip(weights, (low, high), strict=True)) ** 0.5
+    bend = _bend(curve, i, l0)
+    error = sum((w * standard_error(row)) ** 2 for w, row in zip(weights, (low, high), strict=True)) ** 0.5 + bend / Z95
     ci = None
     if low.ci95 is not None and high.ci95 is not None:
         least, greatest = combined_interval(weights, values, (low.ci95, high.ci95))
+        least, greatest = least - bend, greatest + bend
         lowest, highest = low.range
         least = least if lowest is None else max(least, lowest)
         greatest = greatest if highest is None else min(greatest, highest)
         ci = least, greatest
     return sum(w * v for w, v in zip(weights, values, strict=True)), ci, (a.cell, b.cell), error
+
+
+def _bend(curve: Sequence[tuple[float, CellResult, ScoreRow]], i: int, l0: float) -> float:
+    """Return the difference between linear and quadratic interpolation before the cell `i`; 0 without a third cell.
+
+    The parabola runs through the cell before or the cell after the two neighbours, whichever differs more.
+    """
+    points = [(log(x), float(row.value or 0)) for x, _, row in curve]
+    (x, a), (y, b) = points[i - 1 : i + 1]
+    others = [points[k] for k in (i - 2, i + 1) if 0 <= k < len(points)]
+    slope = (b - a) / (y - x)
+    bends = [((c - b) / (z - y) - slope) / (z - x) for z, c in others]
+    return max(map(abs, bends), default=0.0) * (log(l0) - x) * (y - log(l0))

@@ -258,8 +258,8 @@ def test_scores_are_interpolated_over_log_l0(tmp_path):
     ]
     share = log(32 / 20) / log(10)
     assert found["jumprelu"]["value"] == pytest.approx(0.65 - 0.2 * share)
-    # Halfway between two means of half-width .02: .02 / √2.
-    assert np.diff(found["topk"]["ci95"]) / 2 == pytest.approx(0.02 / 2**0.5)
+    # Halfway between two means of half-width .02: .02 / √2. A parabola through all three cells is .0125 lower.
+    assert np.diff(found["topk"]["ci95"]) / 2 == pytest.approx(0.02 / 2**0.5 + 0.0125)
     assert found["topk"]["rank"] == [1, 1] and found["jumprelu"]["rank"] == [2, 2]
 
 
@@ -406,3 +406,26 @@ def test_runs_without_cells_are_refused_without_naming_a_filter_that_nobody_gave
     run = write(tmp_path / "run")
     with pytest.raises(InputError, match="^run: no cell has results yet$"):
         join([run])
+
+
+def test_families_on_one_curved_line_are_not_told_apart_by_the_places_of_their_cells():
+    from saeval._compare.matched_l0 import at_l0
+    from saeval.plugin import derive_rng
+
+    rng = derive_rng(2, "curved")
+    families = {"near": (32, 64, 128), "far": (16, 128, 512)}
+    apart = covered = 0
+    for _ in range(200):
+        cells = {
+            family: [contestant(f"{family}{l0}", curved(l0) + rng.normal(0, 0.02 / 1.96), l0=l0) for l0 in places]
+            for family, places in families.items()
+        }
+        found = at_l0(cells, 45.0, "detection.balanced_accuracy")
+        apart += found[0].rank == (1, 1)
+        low, high = next(x.ci95 for x in found if x.family == "far")
+        covered += low <= curved(45) <= high
+    assert apart <= 10 and covered >= 180
+
+
+def curved(l0):
+    return 0.8 - 0.05 * log(l0 / 45, 2) ** 2

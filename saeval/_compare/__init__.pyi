@@ -24,6 +24,7 @@ from saeval._compare.noise import (
     sides_of as sides_of,
     worth_of_more as worth_of_more,
 )
+from saeval._compare.pairwise import at_floor as at_floor
 from saeval._compare.pooled import pooled_mean as pooled_mean, pooled_runs as pooled_runs, repeated as repeated
 from saeval._compare.power import paired_power as paired_power
 from saeval._compare.score_rows import (

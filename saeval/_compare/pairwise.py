@@ -327,13 +327,13 @@ def _bounds(a: ScoreRow, b: ScoreRow) -> tuple[float, float] | None:
     """Return the differences with A's and with B's failures at the floor."""
     if not (a.failed or b.failed) or a.value is None or b.value is None:
         return None
-    at_floor = [_at_floor(row) for row in (a, b)]
-    if at_floor[0] is None or at_floor[1] is None:
+    worst = [at_floor(row) for row in (a, b)]
+    if worst[0] is None or worst[1] is None:
         return None
-    return at_floor[0] - b.value, a.value - at_floor[1]
+    return worst[0] - b.value, a.value - worst[1]
 
 
-def _at_floor(row: ScoreRow) -> float | None:
+def at_floor(row: ScoreRow) -> float | None:
     """Return the mean with failures counted as chance, or as the worst value if there is no chance level."""
     worst = row.floor.get("chance", row.range[0] if row.higher_is_better else row.range[1])
     if worst is None or row.value is None:

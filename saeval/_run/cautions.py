@@ -8,6 +8,7 @@ from math import isfinite
 from numbers import Real
 from typing import TYPE_CHECKING
 
+from saeval._compare import at_floor
 from saeval._util import counted
 from saeval.records import MAIN, CellResult, RunResult, ScoreRow
 from saeval.task import said_by
@@ -106,7 +107,8 @@ def warnings_of(
             ):
                 why = _why(outcomes[cell.cell], row.scorer)
                 found.append(
-                    f"{cell.cell}: {row.scorer} failed on {row.failed} of {counted(row.tried, 'latent')}: {why}"
+                    f"{cell.cell}: {row.scorer} failed on {row.failed} of {counted(row.tried, 'latent')}: "
+                    f"{why.rstrip('.')}{_without_failures(row)}"
                 )
             if row.variant == MAIN and row.answered < row.windows and row is _headline(cell, row):
                 found.append(f"{cell.cell}: {row.scorer}: {_unanswered(row)}")
@@ -169,6 +171,18 @@ def _unusual_l0(outcomes: Mapping[str, CellState]) -> Iterator[str]:
                 f"{name}: {l0:.3g} latents fire per token, but {min(beside):.3g} to {max(beside):.3g} in the coders "
                 "that it is a baseline for; set its option `k`."
             )
+
+
+def _without_failures(row: ScoreRow) -> str:
+    """Return what failures could do to a score, as a further sentence; empty for rows without a score or a floor."""
+    floor = at_floor(row)
+    if floor is None or row.value is None or row.higher_is_better is None:
+        return ""
+    level = "chance" if "chance" in row.floor else "the worst value"
+    return (
+        f". The score {row.value:.3f} and its interval describe only latents that did not fail, which may be the "
+        f"easier ones; it would be {floor:.3f} with failures counted as {level}."
+    )
 
 
 def _unanswered(row: ScoreRow) -> str:

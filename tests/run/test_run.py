@@ -158,7 +158,9 @@ def test_failures_of_some_calls_are_counted_and_leave_the_other_scores_alone(tmp
     assert (row.tried, row.n, row.failed, row.coverage) == (6, 5, 1, pytest.approx(5 / 6))
     assert row.unparsed == 40
     assert row.value == pytest.approx(rows(whole)["detection"].value, abs=0.05)
-    assert any("failed on 1 of 6" in w for w in result.warnings)
+    (warning,) = [w for w in result.warnings if "failed on 1 of 6" in w]
+    said = f"The score {row.value:.3f} and its interval describe only latents that did not fail"
+    assert said in warning and f"{(5 * row.value + 0.5) / 6:.3f} with failures counted as chance" in warning
 
 
 def test_server_that_is_down_stops_the_run_with_its_reason_and_a_fixed_one_resumes(tmp_path):

@@ -26,7 +26,7 @@ from saeval._compare.noise import (
 )
 from saeval._compare.pairwise import at_floor as at_floor
 from saeval._compare.pooled import pooled_mean as pooled_mean, pooled_runs as pooled_runs, repeated as repeated
-from saeval._compare.power import paired_power as paired_power
+from saeval._compare.power import paired_power as paired_power, power_interval as power_interval
 from saeval._compare.score_rows import (
     Floors as Floors,
     ScorerRun as ScorerRun,

@@ -286,7 +286,9 @@ def _correlations(found: Iterable[Correlation]) -> list[Correlation]:
 
 def _power(powers: Sequence[Power]) -> Power:
     means = {name: _mean(powers, name) for name in ("difference", "power")}
-    return powers[0].model_copy(update={"n": sum(p.n for p in powers), **means})
+    intervals = [p.ci95 for p in powers if p.ci95 is not None]
+    ci95 = tuple(map(mean, zip(*intervals, strict=True))) or None
+    return powers[0].model_copy(update={"n": sum(p.n for p in powers), **means, "ci95": ci95})
 
 
 def _variance(parts: Sequence[VarianceParts]) -> VarianceParts:

@@ -1,8 +1,10 @@
-"""Computes the power of a paired comparison with a given number of latents."""
+"""Computes the power of a paired comparison with a given number of latents, and its interval."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from saeval._compare.stats import mean_interval
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,3 +43,32 @@ def paired_power(
     as_extreme = (np.abs(signs @ drawn.T) >= np.abs(seen) - _EQUAL).sum(axis=0)
     found = ((1 + as_extreme) / (1 + flips) <= _ALPHA) & (seen > 0)
     return float(found.mean())
+
+
+def power_interval(
+    differences: ArrayLike, latents: int, rng: np.random.Generator, *, low: float, high: float, runs: int = 200
+) -> tuple[float, float]:
+    """Return an interval of the power of `paired_power`: its values at both ends of the mean difference's interval.
+
+    Power is very uncertain if it is estimated from few latents, because a chance difference between them counts as
+    real. The differences are moved so that their mean is each end of its 95 % interval.
+
+    Args:
+        differences: One per latent.  [given latents]
+        latents: Latents of a run.
+        rng: Random generator for resamples, runs and flips.
+        low: Minimum of the metric, or -inf.
+        high: Maximum of the metric, or inf.
+        runs: Runs to draw at each end.
+
+    Example:
+        >>> from saeval.plugin import derive_rng
+        >>> power_interval([0.1, -0.1, 0.2, 0.3] * 5, 50, derive_rng(0), low=0, high=1)[1]
+        1.0
+    """
+    import numpy as np
+
+    d = np.asarray(differences, dtype=np.float64)
+    ends = mean_interval(d, rng, low=low - high, high=high - low)
+    least, greatest = (paired_power(d - d.mean() + end, latents, rng, runs=runs) for end in ends)
+    return least, greatest

@@ -25,6 +25,7 @@ from saeval._compare import (
     mean_interval,
     natural_rates,
     paired_power,
+    power_interval,
     prediction_interval,
     reliability,
     score_row,
@@ -477,6 +478,7 @@ def _powers(task: Task, outcome: CellState) -> Iterator[Power]:
                 difference=sum(differences) / len(differences),
                 latents=_POWER_AT,
                 power=paired_power(differences, _POWER_AT, rng),
+                ci95=power_interval(differences, _POWER_AT, rng, low=metric.low, high=metric.high),
             )
 
 

@@ -278,6 +278,8 @@ class Power(Documented):
     """Number of latents per run that the power is computed for."""
     power: float
     """Share of runs with that many latents whose paired test finds the own explanations better (5 %, two-sided)."""
+    ci95: tuple[float, float] | None = None
+    """The power at both ends of the mean difference's 95 % interval. It is wide if the latents are few."""
 
 
 ControlOutcome = Literal["above", "below", "null", "too few"]

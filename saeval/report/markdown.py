@@ -71,7 +71,8 @@ CONTROLS = (
 )
 _POWER = (
     "Share of runs with {latents} in which a paired test (5 %) finds the cells' own explanations better than "
-    "those of the baseline; in brackets the mean difference. Latents are drawn with replacement from this run's."
+    "those of the baseline; after the comma the power at both ends of the mean difference's 95 % interval, and in brackets "
+    "the mean difference. Latents are drawn with replacement from this run's."
 )
 _VARIANCE = (
     "Standard deviations of one latent's score: between latents, by the choice of windows, when judge or explainer "
@@ -273,7 +274,10 @@ def _powers(cells: Iterable[CellResult]) -> Iterator[str]:
     variants = list(dict.fromkeys(power.variant for _, power in found))
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for cell, x in found:
-        lines.setdefault((cell, x.scorer), {})[x.variant] = f"{number(x.power, '.2f')} ({number(x.difference, '+.3f')})"
+        power = number(x.power, ".2f")
+        if x.ci95 is not None:
+            power += f", {interval(x.ci95, '.2f')}"
+        lines.setdefault((cell, x.scorer), {})[x.variant] = f"{power} ({number(x.difference, '+.3f')})"
     rows = [[*place, *(texts.get(v, MISSING) for v in variants)] for place, texts in lines.items()]
     yield markdown_table(("coder", "scorer", *variants), rows)
 

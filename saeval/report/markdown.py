@@ -71,8 +71,8 @@ CONTROLS = (
 )
 _POWER = (
     "Share of runs with {latents} in which a paired test (5 %) finds the cells' own explanations better than "
-    "those of the baseline; after the comma the power at both ends of the mean difference's 95 % interval, and in brackets "
-    "the mean difference. Latents are drawn with replacement from this run's."
+    "those of the baseline; after the comma the power at both ends of the mean difference's 95 % interval, and in "
+    "brackets the mean difference. Latents are drawn with replacement from this run's."
 )
 _VARIANCE = (
     "Standard deviations of one latent's score: between latents, by the choice of windows, when judge or explainer "

@@ -81,6 +81,7 @@ class Agreement:
         windows: Windows of these latents that both judges answered.
         same: Share with equal answers.
         alpha: Krippendorff's alpha, nominal; None if all answers are equal.
+        ci95: Its interval, by a jackknife over latents; None for fewer than ten latents.
     """
 
     scorer: str
@@ -88,6 +89,7 @@ class Agreement:
     windows: int
     same: float
     alpha: float | None
+    ci95: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -351,8 +353,10 @@ def _agreement(a: RunCell, b: RunCell) -> list[Agreement]:
             pair = [[side[key] for key in common] for side in answers]
             alpha = stats.krippendorff_alpha(pair)
             alike = sum(x == y for x, y in zip(*pair, strict=True)) / len(common)
-            latents = len({key[0] for key in common})
-            found.append(Agreement(scorer, latents, len(common), alike, alpha if alpha == alpha else None))
+            latents = [key[0] for key in common]
+            ci95 = stats.alpha_interval(pair, latents)
+            known = None if isnan(alpha) else alpha
+            found.append(Agreement(scorer, len({*latents}), len(common), alike, known, ci95))
     return found
 
 
@@ -428,9 +432,10 @@ def text(comparison: Comparison) -> str:
     kind = "paired" if comparison.paired else "unpaired"
     parts = [f"A  {comparison.a}\nB  {comparison.b}", fold(f"{kind}: {comparison.why}"), _contrasts(comparison)]
     if comparison.agreement:
-        head = ["judges agree", "alpha", "same answer", "windows", "latents"]
+        head = ["judges agree", "alpha", "95 %", "same answer", "windows", "latents"]
         rows = [
-            [x.scorer, number(x.alpha), f"{x.same:.0%}", str(x.windows), str(x.latents)] for x in comparison.agreement
+            [x.scorer, number(x.alpha), interval(x.ci95), f"{x.same:.0%}", str(x.windows), str(x.latents)]
+            for x in comparison.agreement
         ]
         parts.append(aligned(head, rows, WIDTH))
     note = "detectable: minimum detectable difference (5 %, power 80 %)."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence, Sized
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import combinations, permutations
 from math import hypot, inf, isfinite, isnan, sqrt, tanh
@@ -30,6 +30,7 @@ _TILE_BYTES = 64 << 20  # memory that the resamples of one tile may take
 _TILE = 500  # maximum resamples per tile
 _EQUAL = 1e-3  # maximum difference of scores that count as equal, as a share of the metric's range
 _GROUPS = 200  # maximum number of groups of latents that a jackknife omits in turn
+_FEWEST_GROUPS = 10  # minimum number of groups for the interval of an alpha
 _DECIMALS = 12  # scores are rounded to these, so that differences by order of summation become ties
 
 
@@ -694,14 +695,58 @@ def krippendorff_alpha(answers: Sequence[Sequence[Hashable | None]]) -> float:
     Args:
         answers: One row per judge, one answer per unit, None if missing.  [judges, units]
     """
+    return _alpha(*_coincidences(zip(*answers, strict=True)))
+
+
+def alpha_interval(answers: Sequence[Sequence[Hashable | None]], groups: Sequence[Hashable]) -> Interval | None:
+    """Return the 95 % interval of Krippendorff's alpha for units in groups, such as windows of latents.
+
+    A jackknife omits one group at a time, so units of one group may depend on each other. The interval is symmetric on
+    Fisher's scale, with a quantile of t. Because equal groups show no spread, it has the minimum extent of
+    `mean_interval` for the most frequent number of disagreements per group. Assumes that groups are independent. It
+    covers the alpha of two judges in 91 to 100 % of samples of 10 to 50 latents of 20 windows, and in 87 % of samples
+    of 10 latents if only one answer in thirty is yes.
+
+    Args:
+        answers: One row per judge, one answer per unit, None if missing.  [judges, units]
+        groups: Group of each unit.  [units]
+
+    Returns:
+        The ends; None for fewer than ten groups, or if alpha is undefined.
+    """
+    import numpy as np
+    from scipy.special import stdtrit
+
+    by_group: dict[Hashable, list[tuple[Hashable | None, ...]]] = {}
+    for group, unit in zip(groups, zip(*answers, strict=True), strict=True):
+        by_group.setdefault(group, []).append(unit)
+    each = [_coincidences(units) for units in by_group.values()]
+    k, totals = len(each), sum((counts for counts, _ in each), Counter[Hashable]())
+    disagreements = np.array([disagreement for _, disagreement in each])
+    alpha = _alpha(totals, disagreements.sum())
+    if k < _FEWEST_GROUPS or isnan(alpha):
+        return None
+    without = [_alpha(totals - counts, disagreements.sum() - found) for counts, found in each]
+    centre, *moved = np.arctanh(np.clip(np.nan_to_num([alpha, *without]), -0.9999, 0.9999))
+    half = float(stdtrit(k - 1, 0.975)) * sqrt((k - 1) * float(np.var(moved)))
+    reach = _missed(disagreements, 0, 0.95)
+    return min(tanh(centre - half), alpha - reach * (alpha + 1)), max(tanh(centre + half), alpha + reach * (1 - alpha))
+
+
+def _coincidences(units: Iterable[Sequence[Hashable | None]]) -> tuple[Counter[Hashable], float]:
+    """Return the numbers of answers that can be paired, and the weighted number of pairs that differ."""
     totals: Counter[Hashable] = Counter()
     disagreement = 0.0
-    for unit in zip(*answers, strict=True):
+    for unit in units:
         counts = Counter(answer for answer in unit if answer is not None)
         n = counts.total()
         if n >= 2:
             totals += counts
             disagreement += (n * n - sum(c * c for c in counts.values())) / (n - 1)
+    return totals, disagreement
+
+
+def _alpha(totals: Counter[Hashable], disagreement: float) -> float:
     n = totals.total()
     expected = n * n - sum(c * c for c in totals.values())
     return 1 - (n - 1) * disagreement / expected if expected else float("nan")

@@ -15,6 +15,7 @@ from scipy import stats as scipy_stats
 from saeval._compare import stats
 from saeval._compare.stats import (
     MANY,
+    alpha_interval,
     combined_interval,
     correlated,
     holm,
@@ -269,6 +270,27 @@ def test_krippendorffs_alpha_of_his_own_examples():
     assert krippendorff_alpha([[None if c == "." else c for c in row] for row in four]) == pytest.approx(
         0.743, abs=5e-4
     )
+
+
+@pytest.mark.parametrize(("noise", "truth"), [(0.1, 0.64), (0.02, 1 - 2 * 0.02 * 0.98 / 0.5)])
+def test_interval_of_alpha_over_latents_covers_the_alpha_of_all_latents(noise, truth):
+    rng, covered = derive_rng(16, noise), 0
+    latents = [latent for latent in range(12) for _ in range(20)]
+    for _ in range(100):
+        active = rng.random(240) < 0.5
+        judges = [(active ^ (rng.random(240) < noise)).tolist() for _ in range(2)]
+        low, high = alpha_interval(judges, latents)
+        assert low <= krippendorff_alpha(judges) <= high
+        covered += low <= truth <= high
+    assert covered >= 90
+
+
+def test_interval_of_alpha_is_not_empty_at_full_agreement_and_unknown_where_alpha_is_or_latents_are_few():
+    latents = [latent for latent in range(10) for _ in range(2)]
+    same = [[True, False] * 10] * 2
+    assert alpha_interval(same, latents) == pytest.approx((1 - 2 * (1 - 0.05 ** (1 / 10)), 1))
+    assert alpha_interval([[True] * 20] * 2, latents) is None
+    assert alpha_interval([same[0][:18]] * 2, latents[:18]) is None
 
 
 def test_alpha_of_full_agreement_is_one_of_chance_near_nought_and_of_constant_answers_unknown():

@@ -478,7 +478,7 @@ def _powers(task: Task, outcome: CellState) -> Iterator[Power]:
                 difference=sum(differences) / len(differences),
                 latents=_POWER_AT,
                 power=paired_power(differences, _POWER_AT, rng),
-                ci95=power_interval(differences, _POWER_AT, rng, low=metric.low, high=metric.high),
+                ci95=power_interval(differences, _POWER_AT, rng),
             )
 
 

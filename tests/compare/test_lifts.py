@@ -16,6 +16,7 @@ from saeval._compare.leaderboard import Leaderboard, _Ranked
 from saeval._compare.lift_rows import Reading, with_lifts
 from saeval._compare.lifts import Paired, _log_likelihood, _pooled, _spread, lifts
 from saeval._compare.pairwise import _few_in_both
+from saeval._compare.pooled import _against
 from saeval._compare.score_rows import Floors, ScorerRun, score_row as made_row
 from saeval.plugin import derive_rng
 from saeval.records.metrics import BALANCED_ACCURACY, PEARSON, Metric
@@ -88,6 +89,14 @@ def test_a_floor_that_cells_share_counts_once():
     assert difference(same)[1] == pytest.approx(math.hypot(0.01, 0.01), rel=1e-3)  # of the scores: the floor cancels
     two = lifts([paired(0.7, 0.5, shared_floor=name) for name in "ffgg"])
     assert errors(two) == pytest.approx(errors(lifts([paired(0.7, 0.5)] * 2))[0])
+
+
+def test_floors_pooled_over_seeds_are_shared_if_they_are_in_every_seed():
+    one, other, mixed, unknown = (
+        _against([floor_sample(0.7, 0.5, shared=name) for name in names], 1.0).shared
+        for names in (("a", "b"), ("a", "b"), ("a", "c"), ("a", ""))
+    )
+    assert one == other != mixed and one and not unknown
 
 
 def test_lifts_and_readings_of_cells_that_share_a_floor_hold_what_they_promise():

@@ -35,6 +35,6 @@ def test_the_interval_of_the_power_covers_it_and_is_wide_where_latents_are_few(e
     rng = derive_rng(4, effect)
     runs = [rng.normal(effect, 0.1, 50) for _ in range(300)]
     true = np.mean([paired_p(run, rng, 499) <= 0.05 and run.mean() > 0 for run in runs])
-    found = [power_interval(rng.normal(effect, 0.1, 20), 50, rng, low=0, high=1) for _ in range(60)]
+    found = [power_interval(rng.normal(effect, 0.1, 20), 50, rng) for _ in range(60)]
     assert np.mean([low - 0.03 <= true <= high + 0.03 for low, high in found]) >= 0.88
     assert np.median([high - low for low, high in found]) > 0.5

@@ -60,6 +60,13 @@ def test_every_corruption_is_seen_by_some_scorer_with_fifty_latents(checked):
     assert len(best) == 7 and min(best.values()) >= 0.8
 
 
+def test_powers_have_intervals_around_them_and_none_where_nothing_moves(checked):
+    for power in (power for cell in checked.values() for power in cell.powers):
+        low, high = power.ci95
+        assert low - 0.05 <= power.power <= high + 0.05  # fewer runs are drawn at the ends
+        assert power.variant != "paraphrased" or (low, high) == (0, 0)
+
+
 def test_a_paraphrase_moves_no_scorer(powers):
     assert {found for (_, variant), found in powers.items() if variant == "paraphrased"} == {(0.0, 0.0)}
 

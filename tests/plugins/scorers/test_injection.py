@@ -166,6 +166,12 @@ def test_judge_silenced_by_the_text_has_flipped_nothing_and_is_counted():
     assert found.count("unparsed") == 40
 
 
+def test_outcomes_are_the_answers_before_the_text_was_injected():
+    attacked = measured(obeys_everywhere, "override").outcomes
+    assert len(attacked) == 40 and all(o.predicted == o.active for o in attacked)
+    assert attacked == measured(obeys_everywhere, "ordinary").outcomes
+
+
 def test_judges_by_probability_see_one_window_at_a_time():
     found = measured(rule_judge(scores=True), "override", Detection(mode="probability"))
     assert found.values == {"flipped": 0.0} and found.notes == {"flipped": 40, "neighbours_flipped": 0}

@@ -83,8 +83,8 @@ def summarise(
     """Return the result of a run from its finished work; `warnings` come before the run's own."""
     task, outcomes = state.task, state.cells
     parts = {(p.label, p.plugin.model_dump_json()): p for p in task.parts()}.values()
-    synthetic = any(getattr(p.plugin, "synthetic", False) for p in parts)
-    recorded = any(getattr(p.plugin, "recorded", False) for p in parts)
+    synthetic = any(p.plugin.synthetic for p in parts if p.loaded.kind in ("source", "llm"))
+    recorded = any(p.plugin.recorded for p in parts if p.loaded.kind == "llm")
     cells, _ = with_lifts([_cell_result(task, outcome) for outcome in outcomes.values()])
     contestants = [outcome for outcome in outcomes.values() if outcome.cell.baseline is None]
     single_files = [part for part in parts if part.loaded.sha]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pluggy
@@ -33,6 +34,7 @@ LOCAL = "local"
 MISSING = "is missing"
 """What `options_error` says of a required option."""
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_METHODS = (FunctionType, classmethod, property)
 
 
 @dataclass(frozen=True)
@@ -459,16 +461,29 @@ def _check_class(cls: Any, kind: str, base: Any) -> None:
         raise _Broken(f"{cls.__name__} has no name; write `name = {cls.__name__.lower()!r}`")
     if not _NAME.fullmatch(name):
         raise _Broken(f"{cls.__name__}: {name!r} is not a valid name; use lower-case letters, digits and underscores")
-    attributes = {attribute for above in base.__mro__ for attribute in getattr(above, "__class_vars__", ())}
-    if annotated := sorted(attributes & set(fields)):
+    if taken := sorted(_attributes(base) & set(fields)):
         raise _Broken(
-            f"{cls.__name__}: `{annotated[0]}` has an annotation, which makes it an option; write `{annotated[0]} = …`"
+            f"{cls.__name__}: `{taken[0]}` has an annotation, which makes it an option; write `{taken[0]} = …` to set "
+            f"what saeval.{base.__name__} declares, or rename the option"
         )
+    if taken := sorted(_methods(base) & set(fields)):
+        raise _Broken(f"{cls.__name__}: `{taken[0]}` is a method of saeval.{base.__name__}; rename the option")
     if inspect.isabstract(cls):
         raise _Broken(f"{cls.__name__} does not implement {', '.join(sorted(getattr(cls, '__abstractmethods__', ())))}")
     for method in _plain_methods(base):
         if inspect.iscoroutinefunction(getattr(cls, method)):
             raise _Broken(f"{cls.__name__}: `{method}` is async, but nothing awaits it; write `def {method}`")
+
+
+def _attributes(base: type) -> set[str]:
+    """Return the class attributes of an interface that a plugin sets without an annotation."""
+    return {attribute for above in base.__mro__ for attribute in getattr(above, "__class_vars__", ())}
+
+
+def _methods(base: type) -> set[str]:
+    """Return the methods and properties of an interface, without pydantic's."""
+    own = [vars(above) for above in base.__mro__ if above.__module__.startswith("saeval.")]
+    return {name for members in own for name, member in members.items() if isinstance(member, _METHODS)}
 
 
 @cache

@@ -114,6 +114,8 @@ def test_built_ins_import_no_third_party(install):
         (SCORER + "@hookimpl\ndef saeval_scorers():\n    return [Good, Good]", "scorer 'acme/good' is defined twice"),
         (SCORER.replace('name = "good"', 'name: str = "good"') + HOOK, "`name` has an annotation, which makes it an option"),
         (SCORER.replace("metrics =", "metrics: tuple =") + HOOK, "Good: `metrics` has an annotation, which makes it an option; write `metrics = …`"),
+        (SCORER.replace("batch: int", "reads_explanation: bool") + HOOK, "`reads_explanation = …` to set what saeval.Scorer declares, or rename the option"),
+        (SCORER.replace("batch: int", "cautions: int") + HOOK, "Good: `cautions` is a method of saeval.Scorer; rename the option"),
         (SCORER.replace("    async def", "    async def needs(self): ...\n\n    async def") + HOOK, "Good: `needs` is async, but nothing awaits it; write `def needs`"),
         (SCORER + "\nundefined\n" + HOOK, "NameError: name 'undefined' is not defined (saeval_acme.py:12)"),
         ("import json\njson.loads('{')", "(saeval_acme.py:2)"),

@@ -455,6 +455,7 @@ class Cautious(Scorer):
     name = "cautious"
     metrics = (AUROC,)
     how: str = "raise"
+    recorded: bool = True
     async def score(self, explanation, examples, context):
         return Score(values={"auroc": 0.7})
     def cautions(self, values, latents):
@@ -472,6 +473,7 @@ def test_cautions_that_break_are_a_warning(tmp_path, how, said):
         scorers = {"own": {"use": f"{tmp_path}/cautious.py:Cautious", "with": {"how": how}}}
         result = saeval.run(spec(server, scorers=scorers, baselines=[]), out=tmp_path / "run")
     assert rows(result)["own"].n == 6
+    assert not result.recorded  # an option may have the name of what only language models declare
     assert any(f"own: its cautions are unknown, because own {said}" in warning for warning in result.warnings)
 
 

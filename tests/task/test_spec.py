@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 from click.testing import CliRunner
 from hypothesis import given, strategies as st
 
@@ -284,9 +285,40 @@ def test_written_spec_has_the_paths_that_options_made_of_names_without_a_slash(t
     assert written["scorers"]["human"]["with"]["path"] == str(tmp_path / "ratings")
     (sae,) = written["matrix"]["sae"]
     assert (sae["id"], sae["coder"]["with"]["path"]) == ("topk", str(tmp_path / "topk"))
-    assert written["matrix"]["data"] == ["words.txt"]  # the name of a cell
+    assert written["matrix"]["data"] == [
+        {"id": "words.txt", "path": str(tmp_path / "words.txt")}
+    ]  # the cell's name stays
+    assert written["source"]["with"]["corpus"]["path"] == "${matrix.data.path}"
     assert written["source"]["with"]["model"] == "topk"  # a name on the hub
     assert plain(task.resolved)["matrix"]["sae"][0]["coder"]["with"]["path"] == "topk"
+
+
+def test_written_spec_has_the_paths_of_classes_and_files_in_a_matrix_and_the_names_of_cells(tmp_path, monkeypatch):
+    code = (
+        "from saeval_plugins.scorers.detection import Detection\n\n\nclass {0}(Detection):\n    name = '{0}'.lower()\n"
+    )
+    (tmp_path / "mine.py").write_text(code.format("One") + code.format("Two"))
+    text = """
+        saeval: 1
+        task: small
+        version: "1.0"
+        matrix: {by: ["mine.py:One", "mine.py:Two", "./mine.py:Two"], how: [{id: one, scorer: "mine.py:One"}]}
+        exclude: [{by: "mine.py:Two"}, {by: "./mine.py:Two"}]
+        source: {use: synthetic}
+        sampler: {use: random}
+        explainer: default
+        scorers: {a: {use: "${matrix.by}"}, b: {use: "${matrix.how.scorer}"}}
+        llms: {explainer: {model: scripted/no, reply: "0"}, judge: {model: scripted/no, reply: "[0]"}}
+    """
+    (tmp_path / "spec.yaml").write_text(text)
+    task = load_task(tmp_path / "spec.yaml", registry=Registry())
+    written = plain(task.resolved, absolute=True)
+    assert written["matrix"]["how"] == [{"id": "one", "scorer": f"{tmp_path}/mine.py:One"}]
+    assert written["matrix"]["by"][1] == {"id": "mine.py:Two", "path": f"{tmp_path}/mine.py:Two"}
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "spec.yaml").write_text(yaml.safe_dump(written))
+    again = load_task(tmp_path / "elsewhere" / "spec.yaml", registry=Registry())
+    assert [cell.name for cell in again.cells] == [cell.name for cell in task.cells] == ["by=mine.py_One,how=one"]
 
 
 def test_path_of_a_language_model_is_relative_to_its_spec_and_absolute_in_the_written_one(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from saeval.task.spec.models import PART_KEYS, as_part
 
 KeyPath = tuple[str | int, ...]
 _NO_PATHS = {"task", "version", "description", "tags", "claim"}
+_CELL_NAMES = {"exclude", "controls"}  # keys whose texts are axis values by name
 MOST_NODES, MOST_DEPTH = 100_000, 40  # limits on a spec; larger ones are a mistake or an attack
 
 
@@ -260,6 +261,7 @@ def plain(value: Any, *, absolute: bool = False, place: tuple[str, ...] = ()) ->
         place: The keys that lead to the value.
     """
     if isinstance(value, dict):
+        value = value if place or not absolute else _with_named_paths(value)
         return {str(k): plain(v, absolute=absolute, place=(*place, str(k))) for k, v in value.items()}
     if isinstance(value, list):
         return [plain(v, absolute=absolute, place=place) for v in value]
@@ -272,11 +274,14 @@ def _absolute(text: Located, place: tuple[str, ...]) -> str:
     """Return a path as an absolute one, with what follows its colon; other texts unchanged.
 
     A text is a path if an option has read it as one; in specs whose plugins are not loaded, a path beside the spec
-    file. Such texts without a slash are paths under the key `path` or if they name a file there; but not in a matrix,
-    nor under keys whose texts are no paths. The texts that name the cells of a matrix stay as they are.
+    file. Such texts without a slash are paths under the key `path` or if they name a file there; but not under keys
+    whose texts are no paths, and in a matrix only classes in files (`mine.py:Class`). The texts that name the cells of
+    a matrix stay as they are.
     """
     key = place[-1] if place else ""
-    names_cell = place[:1] == ("matrix",) and (len(place) == 2 or key == "id")
+    names_cell = bool({*place[:1]} & _CELL_NAMES) or (place[:1] == ("matrix",) and (len(place) == 2 or key == "id"))
+    if names_cell and "/" not in text:
+        return str(text)
     if text.path is not None and not names_cell:
         return str(text.path)
     if text.file is None:
@@ -285,7 +290,43 @@ def _absolute(text: Located, place: tuple[str, ...]) -> str:
     beside = text.file.parent / path
     try:
         bare = key == "path" or (key not in _NO_PATHS and beside.suffix and beside.is_file())
-        named = "/" in text or (path and bare and place[0] != "matrix")
+        named = "/" in text or (path and bare and (place[0] != "matrix" or path.endswith(".py")))
         return f"{beside.resolve()}{colon}{rest}" if named and beside.exists() else str(text)
     except OSError:  # too long for a name, such as a description
         return str(text)
+
+
+def _with_named_paths(data: dict[str, Any]) -> dict[str, Any]:
+    """Return a spec whose axis values that are paths are `{id: NAME, path: PATH}`, so that the cells keep their names.
+
+    Only axes are changed that have nothing but texts, and that the spec fills in as a whole value, `${matrix.AXIS}`.
+    """
+    matrix = data.get("matrix")
+    for axis, values in matrix.items() if isinstance(matrix, dict) else ():
+        if not isinstance(values, list) or not all(isinstance(value, Located) for value in values):
+            continue
+        paths = {str(value): _absolute(value, ("axis",)) for value in values}
+        slot, texts = f"${{matrix.{axis}}}", [text for text in _texts(data) if f"${{matrix.{axis}}}" in text]
+        if texts and {*texts} == {slot} and any(name != path for name, path in paths.items()):
+            named = {**data["matrix"], axis: [{"id": name, "path": path} for name, path in paths.items()]}
+            names = {
+                key: _replaced(data[key], dict(zip(paths, paths, strict=True))) for key in _CELL_NAMES & data.keys()
+            }
+            data = {**_replaced(data, {slot: f"${{matrix.{axis}.path}}"}), "matrix": named, **names}
+    return data
+
+
+def _texts(value: Any) -> list[str]:
+    """Return all texts in a value."""
+    if isinstance(value, dict | list):
+        return [text for inner in (value.values() if isinstance(value, dict) else value) for text in _texts(inner)]
+    return [value] if isinstance(value, str) else []
+
+
+def _replaced(value: Any, texts: Mapping[str, str]) -> Any:
+    """Return a value with some of its texts replaced."""
+    if isinstance(value, dict):
+        return {key: _replaced(inner, texts) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_replaced(inner, texts) for inner in value]
+    return texts.get(value, value) if isinstance(value, str) else value

@@ -260,7 +260,7 @@ class _Builder(PartMaker):
         if not spec.scorers:
             self.fail(("scorers",), "give at least one scorer")
         scorers = {k: self.step("scorer", s, ("scorers", k), roles) for k, s in spec.scorers.items()}
-        alternatives, shuffled_latents, coders = self.baselines(spec, roles)
+        alternatives, shuffled_latents, coders = self.baselines(spec, scorers, roles)
         if not (source and sampler and explainer and scorers and all(scorers.values())):
             return []
         if spec.variance is not None:
@@ -365,7 +365,9 @@ class _Builder(PartMaker):
             kind, PartSpec(use=use, with_=inner | options, llm=part.llm, when=When(latents=n)), path, roles
         )
 
-    def baselines(self, spec: Spec, roles: Mapping[str, RolePart]) -> _Baselines:
+    def baselines(
+        self, spec: Spec, scorers: Mapping[str, StepPart[Scorer] | None], roles: Mapping[str, RolePart]
+    ) -> _Baselines:
         """Split the baselines into explanations and coders, and check the names of baselines in scorers."""
         alternatives: dict[str, StepPart[Explainer] | None] = {}
         shuffled_latents = None
@@ -387,13 +389,14 @@ class _Builder(PartMaker):
                     self.fail(path, f"two baselines have the name {name!r}; remove one, or change the class's `name`")
                 alternatives[name] = step
         for label, scorer in spec.scorers.items():
+            path = ("scorers", label, "baselines")
+            step = scorers[label]
+            if scorer.baselines and step is not None and not step.part.plugin.reads_explanation:
+                self.fail(path, f"{label} does not measure the explanation, so it scores no baselines; remove this key")
             for name in scorer.baselines or ():
                 if name not in alternatives:
                     there = ", ".join(alternatives) or "none"
-                    self.fail(
-                        ("scorers", label, "baselines"),
-                        f"{name!r} is not an explanation baseline of this task; available: {there}",
-                    )
+                    self.fail(path, f"{name!r} is not an explanation baseline of this task; available: {there}")
         return _Baselines(alternatives, shuffled_latents, coders)
 
     def baseline_kind(self, use: str, path: KeyPath) -> Literal["explainer", "coder"] | None:

@@ -83,6 +83,17 @@ def test_a_scorer_names_the_baselines_of_a_file_by_the_class_name(tmp_path, plug
     assert cell.floors == ("same",)
 
 
+def test_baselines_of_a_scorer_that_does_not_measure_the_explanation_are_refused():
+    with truthful_server() as server:
+        scorers = {"intruder": {"baselines": ["shuffled_explanation"]}, "detection": {}}
+        task = spec(server, baselines=["shuffled_explanation"], scorers=scorers)
+        with pytest.raises(
+            saeval.SpecError, match="intruder does not measure the explanation, so it scores no baseline"
+        ):
+            load_task(task, registry=Registry())
+        load_task(spec(server, scorers={"intruder": {"baselines": []}}), registry=Registry())
+
+
 def test_a_coder_from_a_file_is_a_cell_of_its_own(tmp_path, plugins):
     model = tiny_model(tmp_path / "model")
     source = {"use": "transformers", "with": {

@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import math
-import sys
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing
@@ -26,6 +25,7 @@ from saeval._util import (
     StoreError,
     contained,
     may_hold_values,
+    plugin_place,
     without_secrets,
     without_values,
 )
@@ -63,8 +63,6 @@ A = TypeVar("A", Reply, LogprobReply, FillReply)
 
 STOPS = (BudgetExceeded, InputError, StoreError)
 """Errors of a call that stop the run, because no further call can be made or saved."""
-
-_CORE = Path(str(sys.modules["saeval"].__file__)).parent
 
 log = logging.getLogger("saeval")
 
@@ -346,15 +344,9 @@ async def _guarded(call: Callable[..., Awaitable[R]], kind: type[R], patience: P
         return kind.failed(without_secrets(error))
     except Exception as error:  # noqa: BLE001 - a plugin may raise anything; only its latent fails
         log.error("a plugin raised\n%s", traceback.format_exc())
-        return kind.failed(without_secrets(f"{type(error).__name__}: {error} ({_place(error)}; logs/run.log has more)"))
-
-
-def _place(error: Exception) -> str:
-    """Return file name and line of the plugin's code that raised, without the folder, which may be private."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if _CORE not in Path(frame.filename).parents]
-    frame = own[0] if own else frames[-1]
-    return f"{Path(frame.filename).name}:{frame.lineno}"
+        place = plugin_place(error, built_in=True)
+        where = f"{place}; logs/run.log has more" if place else "logs/run.log has more"
+        return kind.failed(without_secrets(f"{type(error).__name__}: {error} ({where})"))
 
 
 def _checked(score: Score, scorer: Scorer) -> Score:

@@ -13,6 +13,7 @@ from saeval._util.errors import InternalError
 from saeval._util.limits import shortage
 from saeval._util.secrets import without_secrets
 
+_SHIPPED = "saeval_plugins"
 SINGLE_FILE = "saeval_local_"
 """What the module name of a single-file plugin begins with."""
 
@@ -41,21 +42,27 @@ def internal_error(error: Exception, log: Path | None = None) -> InternalError:
     )
 
 
-def plugin_place(error: BaseException) -> str | None:
-    """Return file and line of the innermost code of a plugin that saeval does not ship; None if none was running.
+def plugin_place(error: BaseException, *, built_in: bool = False) -> str | None:
+    """Return file name and line of the innermost code of a plugin, without its folder; None if none was running.
 
     The code of a package is its modules with an entry point; that of a single file is that file, and files beside it.
+
+    Args:
+        error: The exception.
+        built_in: Whether to return the place in a plugin that saeval ships if no other was running.
     """
-    modules = {entry.module.partition(".")[0] for entry in entry_points(group="saeval")} - {"saeval_plugins"}
+    modules = {entry.module.partition(".")[0] for entry in entry_points(group="saeval")} - {_SHIPPED}
     folders: set[Path] = set()
-    found = None
+    found = shipped = None
     for frame, line in traceback.walk_tb(error.__traceback__):
         module, file = str(frame.f_globals.get("__name__")).partition(".")[0], Path(frame.f_code.co_filename)
         if module.startswith(SINGLE_FILE):
             folders.add(file.parent)
         if module in modules or file.parent in folders:
             found = f"{file.name}:{line}"
-    return found
+        elif module == _SHIPPED:
+            shipped = f"{file.name}:{line}"
+    return found or (shipped if built_in else None)
 
 
 def _added(place: Path, text: str) -> bool:

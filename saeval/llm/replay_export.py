@@ -26,12 +26,15 @@ def export_replies(ledgers: Sequence[CallLedger], store: AnswerCache, role: str,
     Raises:
         InputError: If several models answered, whose replies to one request would be confused.
     """
-    models = {call.model for ledger in ledgers for call in ledger.calls() if call.role == role and call.answer}
+    models: set[str] = set()
+    keys: dict[str, str] = {}
+    for call in (call for ledger in ledgers for call in ledger.calls()):
+        if call.role == role and call.answer:
+            models.add(call.model)
+            keys |= {call.request: call.answer} if call.status == "ok" else {}
     if len(models) > 1:
         raise InputError(f"{role}: several models answered ({', '.join(sorted(models))}); export runs of one of them")
-    kept = {
-        request: store.get(key, unreadable=True) for ledger in ledgers for request, key in ledger.answers(role).items()
-    }
+    kept = {request: store.get(key, unreadable=True) for request, key in keys.items()}
     lines = [
         json.dumps({"key": request, "text": answer["text"], "logprobs": answer.get("logprobs")}, ensure_ascii=False)
         for request, answer in kept.items()

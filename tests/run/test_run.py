@@ -211,6 +211,7 @@ def test_damaged_ledger_lines_are_reported_because_they_may_have_cost_something(
 BAD_SCORER = """
 import asyncio, sys, time
 from saeval.plugin import Score, Scorer, AUROC
+def broken(): return 1 / 0
 class Bad(Scorer):
     name = "bad"
     metrics = (AUROC,)
@@ -224,7 +225,7 @@ class Bad(Scorer):
             helper = asyncio.ensure_future(asyncio.sleep(60))
             helper.cancel()
             await helper
-        return {"block": lambda: time.sleep(60), "exit": lambda: sys.exit(0), "memory": lambda: bytearray(1 << 60), "raise": lambda: 1 / 0, "nan": lambda: Score(values={"auroc": float("nan")}), "range": lambda: Score(values={"auroc": 7.0}),
+        return {"block": lambda: time.sleep(60), "exit": lambda: sys.exit(0), "memory": lambda: bytearray(1 << 60), "raise": broken, "nan": lambda: Score(values={"auroc": float("nan")}), "range": lambda: Score(values={"auroc": 7.0}),
                 "type": lambda: "good", "metric": lambda: Score(values={"other": 1.0})}[self.how]()
 """
 
@@ -232,7 +233,7 @@ class Bad(Scorer):
 @pytest.mark.parametrize(
     ("how", "reason"),
     [
-        ("raise", "ZeroDivisionError"),
+        ("raise", "ZeroDivisionError: division by zero (bad.py:4; logs/run.log has more)"),
         ("nan", "nan"),
         ("range", "7.0, outside"),
         ("type", "returned str"),

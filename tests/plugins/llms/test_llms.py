@@ -24,7 +24,7 @@ from saeval_plugins.llms import LiteLLM, OpenAICompatible, Replay, Scripted
 import saeval
 from saeval import BudgetExceeded, InputError, LLMError
 from saeval._run.plan.dry_run import Counter
-from saeval.llm import export_replies
+from saeval.llm import CallLedger, export_replies
 from saeval.llm.answers import encodable
 from saeval.llm.cache import AnswerCache
 from saeval.plugin import FillRequest, LogprobRequest, Message, Refused, Request, TokenLogprobs
@@ -612,7 +612,7 @@ def test_expression_that_cannot_be_read_is_a_mistake_of_the_spec():
 # --- replay ---
 
 
-def test_recording_of_a_run_plays_back_what_was_said(tmp_path):
+def test_recording_of_a_run_plays_back_what_was_said(tmp_path, monkeypatch):
     requests = [Request.of("one"), Request.of("one", repeat=1), Request.of("two\u2028lines", temperature=0.7)]
     with fake_server(lambda messages: messages[-1]["content"] + "\u2028é") as server:
         server.faults = [content("ye", logprobs=TOP)]
@@ -621,7 +621,9 @@ def test_recording_of_a_run_plays_back_what_was_said(tmp_path):
         server.always = error(400)
         ask(gate, Request.of("never answered"))
     path = tmp_path / "said.jsonl"
-    assert export_replies([gate._log], gate._calls, "judge", path) == 3
+    read, passes = CallLedger.calls, []
+    monkeypatch.setattr(CallLedger, "calls", lambda ledger: passes.append(ledger) or read(ledger))
+    assert export_replies([gate._log], gate._calls, "judge", path) == 3 and len(passes) == 1
     assert export_replies([gate._log], gate._calls, "explainer", tmp_path / "none.jsonl") == 0
     assert not (tmp_path / "none.jsonl").exists()
     again = ask(gateway(tmp_path, Replay(model=str(path)), identity="replay"), *requests, requests[0])

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from pydantic import JsonValue, ValidationError
 
 from saeval._util import InputError, Located, PluginError, SpecError, clean, did_you_mean
-from saeval.plugin.base import ActivationSource, Explainer, Need, Plugin, Sampler, Step
+from saeval.plugin.base import ActivationSource, Explainer, Need, Plugin, Sampler, Scorer, Step
 from saeval.plugin.registry import Loaded, Registry
 from saeval.records import split_ranking
 from saeval.task.files import find_include, find_spec

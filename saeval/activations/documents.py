@@ -345,7 +345,7 @@ def _table_rows(path: Path) -> Iterator[tuple[str, str, Any]]:
     usual = _TABLES[_kind(path)]
     delimiter = next((mark for mark in (usual, ";", "\t", "|") if mark in header), usual)
     with _opened(path) as file:
-        rows = csv.DictReader(file, delimiter=delimiter, strict=True)
+        rows = csv.DictReader(_without_blanks(file, delimiter), delimiter=delimiter, strict=True)
         try:
             for number, row in enumerate(rows, 1):
                 if any(cell.strip() for cell in row.pop(None, ())):
@@ -356,6 +356,18 @@ def _table_rows(path: Path) -> Iterator[tuple[str, str, Any]]:
                 f"corpus {path}:{rows.line_num + 1}: not a table ({error}); enclose the text in double quotes, and "
                 "double those within it"
             ) from None
+
+
+def _without_blanks(lines: Iterable[str], delimiter: str) -> Iterator[str]:
+    """Yield a table's lines without the blanks between a closing quote and the next delimiter or end of line."""
+    quoted = re.compile(rf'("(?:[^"]|"")*+(?:"|\Z))(?: +(?=[{re.escape(delimiter)}\r\n]|\Z))?')
+    inside = False  # whether the line begins within quotes
+    for line in lines:
+        if '" ' in line:
+            yield quoted.sub(r"\1", f'"{line}')[1:] if inside else quoted.sub(r"\1", line)
+        else:
+            yield line
+        inside ^= bool(line.count('"') % 2)
 
 
 def _too_many_cells(columns: Sequence[str] | None, delimiter: str) -> str:

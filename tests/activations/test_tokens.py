@@ -436,6 +436,7 @@ def test_a_json_object_over_several_lines_is_one_row(tmp_path):
         ("commas.csv", b"text\nthe sea, is blue\n", r"commas.csv:2: this row has more cells .*',' in double quotes"),
         ("blank-line.csv", b"\ntext\nthe sea\n", "first line of a table must name its columns, but it is empty"),
         ("unclosed.csv", b'text\n"the sea\nthe sky\n', r"unclosed.csv:2: not a table .*in double quotes, and double those"),
+        ("leading.tsv", b'text\tid\n"The sea," he said\t1\n', r"leading.tsv:2: not a table .*in double quotes, and double those"),
         ("quotes.csv", b'text\n"The" sea\n', "not a table .*in double quotes, and double those within it"),
         ("deep.jsonl", b'{"text": ' + b"[" * 100_000 + b"}\n{}", r"deep.jsonl:1: not JSON \(it is nested too deeply\)"),
         ("digits.jsonl", b'{"n": ' + b"1" * 5000 + b"}\n{}", r"digits.jsonl:1: not JSON \(it has a number with too many"),
@@ -452,6 +453,13 @@ def test_files_that_hold_no_text_are_refused_with_the_way_out(tmp_path, name, co
 def test_empty_cells_behind_the_last_column_are_no_text(tmp_path):
     (tmp_path / "c.csv").write_text("text,id\nthe sea,1,,\nthe sky,2, \n")
     assert [text for _, text in read(tmp_path / "c.csv")] == ["the sea", "the sky"]
+
+
+def test_blanks_behind_a_closing_quote_are_no_text(tmp_path):
+    within = ['a ,"" ,b\n"" ,c "" , d', "plain", 'x" ,y']
+    cells = ['"a ,"""" ,b\n"""" ,c """" , d"  ', "plain", '"x"" ,y" ']
+    (tmp_path / "d.csv").write_text("id,text\n" + "".join(f'"{i}" ,{cell}\n' for i, cell in enumerate(cells)))
+    assert read(tmp_path / "d.csv") == [(str(i), text) for i, text in enumerate(within)]
 
 
 def test_text_that_begins_like_deep_json_is_text(tmp_path):

@@ -19,6 +19,7 @@ _ENCODERS = {
     "bert", "roberta", "electra", "camembert", "xlm-roberta", "megatron-bert", "data2vec-text", "ernie", "rembert",
     "roformer",
     "xmod", "big_bird", "bert-generation", "xlm-roberta-xl", "roberta-prelayernorm", "modernbert",
+    "roc_bert", "xlnet",
 }  # fmt: skip
 """Model types with bidirectional attention, unless their configuration sets `is_decoder`."""
 _BLOCKS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -74,6 +75,7 @@ def model_facts(name: str) -> ModelFacts | None:
     kind = str(text.get("model_type", config.get("model_type", "")))
     limit = _first(text, *_POSITIONS)
     both = text.get("use_bidirectional_attention") in (True, "all") or text.get("is_causal") is False
+    both = both or (kind == "xlm" and not text.get("causal", False))
     both = both or (kind in _ENCODERS and not text.get("is_decoder", False))
     return ModelFacts(
         kind=kind,

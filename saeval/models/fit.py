@@ -174,12 +174,12 @@ class Fit(NamedTuple):
         made, facts, found = self.made_for, self._facts, list[str]()
         if made.model is not None and other_tuning(made.model, self.model):
             found.append(f"The coder was trained on {made.model}, but is used on {self.model}.")
-        if made.context_size is not None and self.context > made.context_size:
+        tokens = self.context + (self._leads(facts) if facts is not None else 0)
+        if made.context_size is not None and tokens > made.context_size:
             found.append(
-                f"Contexts have {self.context} tokens, more than the {made.context_size} that the coder was trained on "
+                f"Contexts take {tokens} tokens, more than the {made.context_size} that the coder was trained on "
                 "(`corpus.context`)."
             )
-        tokens = self.context + (self._leads(facts) if facts is not None else 0)
         if facts is not None and facts.made_for is not None and facts.positions is None and tokens > facts.made_for:
             found.append(
                 f"Contexts take {tokens} tokens, more than the {facts.made_for} positions in the model's configuration "

@@ -145,6 +145,12 @@ def test_a_model_that_looks_ahead_is_refused_from_its_files_and_when_it_is_there
     code, said = validate(task(tmp_path / "t.yaml", both, sae, {"path": str(corpus)}, hookpoint="layers.1"))
     assert code == 2 and "attends in both directions" in said
     assert not LiveModel.load(str(both)).causal and LiveModel.load(str(model)).causal
+    for kind in ("xlnet", "xlm"):
+        (copied(model, tmp_path / kind) / "config.json").write_text(json.dumps({"model_type": kind, "n_layer": 3}))
+        code, said = validate(
+            task(tmp_path / "t.yaml", tmp_path / kind, sae, {"path": str(corpus)}, hookpoint="layer.1")
+        )
+        assert code == 2 and "attends in both directions" in said
 
 
 @pytest.mark.parametrize(("kind", "centred"), [("llama", False), ("gpt2", True)])
@@ -474,8 +480,11 @@ def test_longer_contexts_than_coder_or_model_knew_are_warned_of(tmp_path, corpus
     sae = {"use": "sae_lens", "with": {"path": str(folder)}}
     code, said = validate(task(tmp_path / "t.yaml", small, sae, {"path": str(corpus), "context": 96}))
     said = " ".join(said.split())
-    assert code == 0 and "96 tokens, more than the 32 that the coder was trained on" in said
+    assert code == 0 and "97 tokens, more than the 32 that the coder was trained on" in said
     assert "97 tokens, more than the 64 positions in the model's configuration" in said
+    for context in (31, 32):  # BOS included, as in training
+        _, said = validate(task(tmp_path / "t.yaml", small, sae, {"path": str(corpus), "context": context}))
+        assert ("that the coder was trained on" in " ".join(said.split())) == (context == 32)
 
 
 def test_an_l0_far_from_the_files_k_is_said(tmp_path, model, corpus):

@@ -74,11 +74,19 @@ class RoleMarks:
             inside = marked.rfind(_BEGIN) > marked.rfind(_END)
             yield marked + _END if inside else marked
 
-    def none_found(self) -> InputError:
-        """Return the error for a corpus without any turn of the roles."""
+    def none_found(self, first: int | None = None) -> InputError:
+        """Return the error for a corpus without any turn of the roles.
+
+        Args:
+            first: Number of documents that were read; None for all.
+        """
         seen = ", ".join(sorted(self.seen)) or "no conversation"
+        roles = ", ".join(sorted(self._roles))
+        if first is None:
+            return InputError(f"corpus.roles: no text of {roles} was found; the corpus has: {seen}")
         return InputError(
-            f"corpus.roles: no text of {', '.join(sorted(self._roles))} was found; the corpus has: {seen}"
+            f"corpus.roles: no text of {roles} was found in the first {first:,} documents, which have: {seen}; correct "
+            "the roles, or move documents with such turns to the beginning"
         )
 
 

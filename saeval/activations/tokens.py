@@ -31,6 +31,7 @@ CONTEXT = 256
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")  # a byte token of SentencePiece
 _WORD_END = re.compile(r'BPEDecoder\(suffix="(.+?)"\)')  # GPT-1's decoder: the suffix ends a word
 _VERSION = 2  # increase it if the same options give different tokens
+_SEARCHED = 10_000  # documents in which a role must occur, so that `validate` need not read a whole corpus
 _ROLES_VERSION = 2  # increase it if the same roles count different tokens
 
 
@@ -175,15 +176,17 @@ class Corpus(Documented):
             self._check_roles(self.roles)
 
     def _check_roles(self, roles: Collection[str]) -> None:
-        """Check that a local corpus has a turn of one of the roles.
+        """Check that the first documents of a local corpus have a turn of one of the roles.
 
         Raises:
             InputError: If not.
         """
         marks = RoleMarks(roles)
-        for _ in self._read(marks.marking(_join), Notes()):
+        for number, _ in enumerate(self._read(marks.marking(_join), Notes()), 1):
             if not marks.seen.isdisjoint(roles):
                 return
+            if number == _SEARCHED:
+                raise marks.none_found(_SEARCHED)
         raise marks.none_found()
 
     def _check_dataset(self) -> None:

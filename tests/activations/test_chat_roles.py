@@ -78,6 +78,16 @@ def test_roles_that_do_not_occur_are_refused_before_a_model_is_loaded(tmp_path):
         Corpus(path=tmp_path / "b.jsonl", roles=["user"]).check()
 
 
+def test_roles_are_looked_for_in_the_first_documents_only(tmp_path, monkeypatch):
+    monkeypatch.setattr("saeval.activations.tokens._SEARCHED", 3)
+    talk = [("user", "the ship")]
+    corpus(tmp_path / "a.jsonl", talk, talk, [("assistant", "a sea")], talk, roles=["assistant"]).check()
+    with pytest.raises(InputError, match="no text of assistant was found in the first 3 documents, which have: user"):
+        corpus(tmp_path / "a.jsonl", *[talk] * 3, [("assistant", "a sea")], roles=["assistant"]).check()
+    with pytest.raises(InputError, match="the corpus has: user"):
+        corpus(tmp_path / "a.jsonl", *[talk] * 2, roles=["assistant"]).check()
+
+
 @pytest.mark.parametrize("split", ["paragraphs", "lines"])
 def test_turn_of_several_paragraphs_counts_in_each_of_its_documents(tmp_path, chat, split):
     talk = [("user", "who is\n\nthere?"), ("assistant", "the ship\n\na grey sea\n\npeace"), ("user", "good")]

@@ -24,6 +24,7 @@ _FIXED = {"description": "Fixed explanations that do not depend on the latent."}
 _SHUFFLED = {"description": "The explanations of other latents of the cell."}
 _NESTED = "x-saeval-kind"  # temporary mark for options that are plugins, replaced when definitions are assembled
 _SILENT = "x-saeval-silent"  # temporary mark of steps that ask no model
+_BLIND = "x-saeval-blind"  # temporary mark of scorers that do not measure the explanation
 _INSIDE = ("properties", "$defs", "anyOf", "allOf", "items", "additionalProperties", "then")
 
 
@@ -47,7 +48,7 @@ def task_schema(registry: Registry) -> Schema:
         for name, of_plugin in found.items():
             definitions |= of_plugin.pop("$defs", {})
             definitions[_definition(kind, name)] = {
-                k: v for k, v in of_plugin.items() if k not in ("required", _SILENT)
+                k: v for k, v in of_plugin.items() if k not in ("required", _SILENT, _BLIND)
             }
     definitions["explaining"] = _named_or_part(_only(part, STEP_KEYS["explainer"]), "explainer", options["explainer"])
     definitions["labelled"] = _part(_only(part, STEP_KEYS["scorer"]), "scorer", options["scorer"])
@@ -99,7 +100,7 @@ class _Generator(GenerateJsonSchema):
 def _options(plugin: Loaded) -> Schema:
     """Return the schema of a plugin's options, with definitions prefixed by the plugin's name.
 
-    It is marked if the plugin is a step that asks no model.
+    It is marked if the plugin is a step that asks no model, or a scorer that does not measure the explanation.
     """
     prefix = _definition(plugin.kind, _name(plugin))
     generator = type("_GeneratorOfOne", (_Generator,), {"plugin": plugin.cls})
@@ -110,7 +111,8 @@ def _options(plugin: Loaded) -> Schema:
     schema["$defs"] = {f"{prefix}.{name}": found for name, found in schema.pop("$defs", {}).items()}
     plain: Schema = _plain(schema)
     silent = issubclass(plugin.cls, interfaces.Step) and plugin.cls.llm_role is None
-    return {**plain, _SILENT: True} if silent else plain
+    blind = issubclass(plugin.cls, interfaces.Scorer) and plugin.cls.reads_explanation is False
+    return plain | ({_SILENT: True} if silent else {}) | ({_BLIND: True} if blind else {})
 
 
 def _plain(schema: Any) -> Any:
@@ -151,8 +153,10 @@ def _if_used(name: str, then: Schema) -> Schema:
 
 def _keys_of(kind: str, name: str, options: Schema) -> Schema:
     """Return the schema of the keys of a part that depend on its plugin."""
-    asks: Schema = {"llm": False} if _SILENT in options else {}
-    return {"properties": {"with": {"$ref": f"#/$defs/{_definition(kind, name)}"}, **asks}}
+    keys: Schema = {"with": {"$ref": f"#/$defs/{_definition(kind, name)}"}}
+    keys |= {"llm": False} if _SILENT in options else {}
+    keys |= {"baselines": {"maxItems": 0}} if _BLIND in options else {}
+    return {"properties": keys}
 
 
 def _only(part: Schema, keys: Collection[str]) -> Schema:

@@ -307,6 +307,8 @@ MODEL = {"model": "m", "hookpoint": "layers.1", "corpus": {"path": "prose"}}
         ({"explainer": {"use": "top_tokens", "llm": "judge"}}, False),
         ({"explainer": {"use": "default", "llm": "judge"}}, True),
         ({"scorers": {"embedding": {"llm": "judge"}}}, False),
+        ({"scorers": {"intruder": {"baselines": []}}}, True),
+        ({"scorers": {"intruder": {"baselines": ["shuffled_explanation"]}}}, False),
         ({"scorers": {"x": {"use": "saeval/embedding", "llm": "judge"}}}, False),
     ],
 )  # fmt: skip

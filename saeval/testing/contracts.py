@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_args
 
 import numpy as np
 
-from saeval._util import LLMError, Refused, derive_rng
+from saeval._util import LLMError, ParseError, Refused, derive_rng
 from saeval.activations import ActivationStore, ActivationWriter
 from saeval.plugin.base import (
     LLM,
@@ -48,6 +48,7 @@ from saeval.testing.planted import planted_explanation, planted_tokens, rule_exp
 from saeval.testing.toys import ScriptedLLM, context, make_examples
 
 R = TypeVar("R")
+S = TypeVar("S", Explanation, Score)
 AnyPlugin = TypeVar("AnyPlugin", bound=Plugin)
 
 
@@ -88,7 +89,7 @@ def check_scorer(scorer: Scorer, llm: Callable[[], LanguageModel] | None = None,
     def score(model: LanguageModel, given: Examples = examples, seed: int = 0) -> Score:
         with _untouched(given):
             answer = scorer.score(explanation, given, context(model, seed=seed, **lent))
-            result = asyncio.run(_awaited("score", answer, Score))
+            result = asyncio.run(_made("score", answer, Score))
         _check_score(scorer, result, given)
         return result
 
@@ -133,7 +134,7 @@ def check_explainer(explainer: Explainer, llm: Callable[[], LanguageModel] | Non
     def explain(model: LanguageModel) -> Explanation:
         with _untouched(examples):
             answer = explainer.explain(examples, context(model, **lent))
-            result = asyncio.run(_awaited("explain", answer, Explanation))
+            result = asyncio.run(_made("explain", answer, Explanation))
         assert Explanation.model_validate_json(result.model_dump_json()) == result, "the explanation is not JSON"
         assert bool(result.text.strip()) == (result.status == "ok"), f"status {result.status} with text {result.text!r}"
         assert result.status == "ok" or result.reason, f"status {result.status} without a reason"
@@ -440,6 +441,14 @@ async def _awaited(method: str, answer: Awaitable[R], kind: type[R]) -> R:
     result = await answer
     assert isinstance(result, kind), _wrong(method, result, kind)
     return result
+
+
+async def _made(method: str, answer: Awaitable[S], kind: type[S]) -> S:
+    """Return the result of a step; as in a run, it fails if the step raises that there is no answer."""
+    try:
+        return await _awaited(method, answer, kind)
+    except (ParseError, LLMError) as error:
+        return kind.failed(str(error))
 
 
 def _wrong(method: str, result: object, kind: type) -> str:

@@ -19,6 +19,7 @@ from saeval.plugin import (
     Explanation,
     LatentId,
     LogprobRequest,
+    ParseError,
     Reply,
     Request,
     Sampler,
@@ -270,6 +271,29 @@ def test_the_scorer_contract_lets_no_exception_pass_for_a_status():
         check_scorer(Global())
     with pytest.raises(AssertionError, match="given model"):
         check_scorer(GoodScorer(), lambda: ScriptedLLM("yes"))
+
+
+class Raising(GoodScorer):
+    llm_role = "judge"
+
+    async def score(self, explanation, examples, context):
+        reply = await context.llm.complete(Request.of(explanation.text))
+        if not reply.text.startswith("A"):
+            raise ParseError("neither A nor B")
+        return Score(values={"balanced_accuracy": 1.0})
+
+
+class RaisingExplainer(Explainer):
+    name = "raising"
+    llm_role = "explainer"
+
+    async def explain(self, examples, context):
+        return Explanation(text=(await context.llm.complete(Request.of("hello"))).text)
+
+
+def test_contracts_take_replies_without_an_answer_and_failed_calls_for_failures_as_runs_do():
+    check_scorer(Raising(), lambda: ScriptedLLM("A"))
+    check_explainer(RaisingExplainer())
 
 
 class Inventive(Explainer):

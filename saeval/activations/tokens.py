@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field, JsonValue, model_validator
 
-from saeval._util import Documented, InputError, SpecPath, clean_text, content_hash, counted, file_sha256
+from saeval._util import Documented, InputError, SpecPath, StoreError, clean_text, content_hash, counted, file_sha256
 from saeval.activations.chat_roles import RoleMarks, tokens_within
 from saeval.activations.documents import DIVISIONS, corpus_files, divided, read_by_suffix, read_documents
 from saeval.activations.duplicates import Duplicates, Sameness
@@ -64,6 +64,37 @@ class TokenDataset:
     def n_tokens(self) -> int:
         """Number of ordinary text tokens."""
         return int(self.mask.sum())
+
+    def check(self) -> None:
+        """Check that the parts of the dataset fit together.
+
+        Raises:
+            StoreError: If not, naming the part.
+        """
+        import numpy as np
+
+        contexts = len(self.tokens)
+        expected = {"lengths": (contexts,), "documents": (contexts,), "mask": self.tokens.shape}
+        for name, shape in expected.items():
+            if (found := np.shape(getattr(self, name))) != shape:
+                raise StoreError(
+                    f"TokenDataset.{name} has the shape {found}; tokens of shape {self.tokens.shape} need {shape}"
+                )
+        if contexts and not 0 <= self.documents.min() <= self.documents.max() < len(self.document_names):
+            raise StoreError(
+                f"TokenDataset.document_names has {counted(len(self.document_names), 'name')}, but documents has the "
+                f"numbers {self.documents.min()} to {self.documents.max()}; give every document a name"
+            )
+        if other := [piece for piece in self.vocabulary.values() if not isinstance(piece, bytes)]:
+            raise StoreError(f"TokenDataset.vocabulary has {other[0]!r} as a token's text; give bytes, such as b' the'")
+        used = np.zeros(max([*self.vocabulary, int(self.tokens.max(initial=0))]) + 1, dtype=bool)
+        used[self.tokens[self.mask]] = True
+        used[list(self.vocabulary)] = False
+        if used.any():
+            raise StoreError(
+                f"TokenDataset.vocabulary lacks the token {int(np.flatnonzero(used)[0])}; give the bytes of each token "
+                "that occurs"
+            )
 
     @property
     def fingerprint(self) -> str:

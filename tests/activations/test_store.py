@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 from dataclasses import replace
@@ -141,12 +142,33 @@ def test_float16_keeps_each_value_to_a_two_thousandth_of_the_latents_peak_and_ma
     assert (np.abs(kept - value) < 5.0 / 2000).all() and np.array_equal(np.sign(kept), np.sign(value))
 
 
+@pytest.mark.parametrize(
+    ("part", "changed", "said"),
+    [
+        ("mask", lambda d: d.mask[:, :-1], "mask has the shape"),
+        ("lengths", lambda d: d.lengths[1:], "lengths has the shape"),
+        ("document_names", lambda d: d.document_names[:-1], "give every document a name"),
+        ("vocabulary", lambda d: {**d.vocabulary, 3: " the"}, "' the' as a token's text; give bytes"),
+        ("vocabulary", lambda d: {}, "lacks the token .* give the bytes"),
+    ],
+)
+def test_parts_of_a_corpus_that_do_not_fit_together_are_refused_before_anything_is_collected(
+    tmp_path, part, changed, said
+):
+    data = dataset()
+    data.check()
+    with pytest.raises(StoreError, match=said):
+        ActivationWriter(tmp_path / "s").start(dataclasses.replace(data, **{part: changed(data)}), 1)
+
+
 def test_positions_outside_the_corpus_are_refused(tmp_path):
     data = dataset()
     for position in (-1, data.tokens.size):
         writer = ActivationWriter(tmp_path / "s")
         writer.start(data, 1)
-        with pytest.raises(StoreError, match="outside the dictionary or the corpus"):
+        with pytest.raises(
+            StoreError, match=f"outside the dictionary or the corpus: the source gave the position {position}"
+        ):
             writer.add(np.array([position]), np.array([0]), np.ones(1, dtype=np.float32))
 
 

@@ -109,7 +109,11 @@ class ActivationWriter:
 
         Returns:
             The context to start at; 0 unless resuming.
+
+        Raises:
+            StoreError: If the parts of the dataset do not fit together.
         """
+        dataset.check()
         self._started = True
         self._dataset, self._n_latents = dataset, n_latents
         self._tokens_before = np.concatenate([[0], np.cumsum(dataset.mask.sum(axis=1))])
@@ -153,9 +157,15 @@ class ActivationWriter:
             return
         if not np.isfinite(value).all():
             raise StoreError("the source returned a NaN or infinite activation; collect in float32")
-        for index, size in ((latent, self._n_latents), (position, self._dataset.tokens.size)):
+        for name, index, size in (
+            ("latent", latent, self._n_latents),
+            ("position", position, self._dataset.tokens.size),
+        ):
             if index.min() < 0 or index.max() >= size:
-                raise StoreError(f"{self.path.name}: an activation lies outside the dictionary or the corpus")
+                raise StoreError(
+                    f"an activation lies outside the dictionary or the corpus: the source gave the {name} "
+                    f"{int(index.min() if index.min() < 0 else index.max())}, but `writer.start` allows 0 to {size - 1}"
+                )
         pairs = np.empty(len(position), dtype=self.pair_type)
         pairs["position"], pairs["value"] = position, value
         self._buffer.append((latent.astype(self._latent), pairs))
@@ -261,7 +271,10 @@ class ActivationWriter:
         self._spill()
         if not self.complete:
             done, all_ = _contexts(self._pieces.all()), len(self._dataset.tokens)
-            raise StoreError(f"{self.path.name}: the source gave {done} of {all_} contexts")
+            raise StoreError(
+                f"{self.path.name}: the source gave {done} of {all_} contexts; its `collect` must call "
+                "`writer.advance` until all are done"
+            )
         built = self._partial / "store"
         shutil.rmtree(built, ignore_errors=True)
         built.mkdir()

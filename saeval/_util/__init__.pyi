@@ -121,6 +121,7 @@ from saeval._util.text import (
     safe_text as safe_text,
     screen_width as screen_width,
     short as short,
+    should_be_mapping as should_be_mapping,
     shown as shown,
     sort_key as sort_key,
     visible as visible,

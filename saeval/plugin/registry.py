@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pluggy
 
-from saeval._util import SINGLE_FILE, InputError, PluginError, did_you_mean, os_reason, plugin_place, refuse_pipe
+from saeval._util import (
+    SINGLE_FILE,
+    InputError,
+    PluginError,
+    did_you_mean,
+    os_reason,
+    plugin_place,
+    refuse_pipe,
+    should_be_mapping,
+)
 from saeval.plugin import hookspecs
 from saeval.plugin.neighbours import importable_neighbours, neighbours_hash
 from saeval.plugin.source_code import code_hash, installed_from_folder
@@ -224,7 +233,14 @@ class Registry:
         similar = did_you_mean(name, known) or did_you_mean(short, [k.rpartition("/")[2] for k in known])
         same = [k for k in known if k.rpartition("/")[2] == short]
         hint = f", did you mean {same[0]!r}?" if same else similar
+        others = [k for k, n in self._loaded_in(namespace) if n == short]
+        hint = f"; it is {_with_article(others[0])}" if others else hint
         raise PluginError(f"unknown {kind} {name!r}{hint} (`saeval list {kind}s` shows all)")
+
+    def _loaded_in(self, namespace: str) -> Collection[tuple[str, str]]:
+        """Return kind and name of each plugin of a package that is imported."""
+        found = self._loaded.get(namespace)
+        return found if isinstance(found, dict) else ()
 
     def built_in(self, kind: str) -> list[Loaded]:
         """Return the built-in plugins of a kind; imports no third party."""
@@ -445,11 +461,10 @@ def _classes(hooks: pluggy.HookRelay, package: _Package) -> Iterator[Loaded]:
 
 def _check_class(cls: Any, kind: str, base: Any) -> None:
     """Refuse what is not a finished plugin class of the kind, in words that help its author."""
-    article = "an" if kind[0] in "aeiou" else "a"
     if not isinstance(cls, type):
         raise _Broken(f"saeval_{kind}s returned an object {cls!r}; return classes, not instances")
     if not issubclass(cls, base):
-        raise _Broken(f"{cls.__name__} is not {article} {kind}: it does not derive from saeval.{base.__name__}")
+        raise _Broken(f"{cls.__name__} is not {_with_article(kind)}: it does not derive from saeval.{base.__name__}")
     fields: dict[str, Any] = getattr(cls, "model_fields", {})
     if "name" in fields:
         raise _Broken(
@@ -473,6 +488,10 @@ def _check_class(cls: Any, kind: str, base: Any) -> None:
     for method in _plain_methods(base):
         if inspect.iscoroutinefunction(getattr(cls, method)):
             raise _Broken(f"{cls.__name__}: `{method}` is async, but nothing awaits it; write `def {method}`")
+
+
+def _with_article(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeio' else 'a'} {kind}"
 
 
 def _attributes(base: type) -> set[str]:
@@ -554,6 +573,8 @@ def options_error(
             message = f"should be one of {item['ctx']['expected_tags']} (got {item['ctx']['tag']!r})"
         elif item["type"] == "missing":
             message = MISSING
+        elif item["type"] == "model_type" and (keys := _keys_of_option(fields, loc)):
+            message = should_be_mapping(keys[0], item["input"])
         elif item["type"] == "frozen_instance":
             message = "is assigned by the plugin's own __init__; declare options as fields, such as `k: int = 3`"
         else:
@@ -563,6 +584,13 @@ def options_error(
                 message += f" (got {shown})"
         found.append((loc, message))
     return found
+
+
+def _keys_of_option(fields: Mapping[str, Any], loc: tuple[str | int, ...]) -> list[str]:
+    """Return the keys of an option that is a model; none for other options."""
+    annotation = getattr(fields.get(str(loc[-1])), "annotation", None) if loc else None
+    models = (getattr(member, "model_fields", {}) for member in (annotation, *get_args(annotation)))
+    return list(next(filter(None, models), {}))
 
 
 def _place(cls: type[Plugin], loc: tuple[str | int, ...]) -> tuple[tuple[str | int, ...], Mapping[str, Any]]:

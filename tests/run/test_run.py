@@ -553,6 +553,11 @@ def test_works_inside_a_running_event_loop(tmp_path):
         ({"leaderboard": {"rank_by": "detection.auc"}}, "detection has no metric 'auc'"),
         ({"source": {"use": "synthetic", "with": {"n_latents": "many"}}}, r"source\.with\.n_latents: should be a valid integer.*got 'many'"),
         ({"source": {"use": "nothing/here"}}, "unknown source 'nothing/here'"),
+        ({"explainer": "detection"}, r"unknown explainer 'detection'; it is a scorer"),
+        ({"scorers": {"own": "detection"}}, r"scorers\.own: should be a mapping, such as {use: detection} \(got 'detection'\)"),
+        ({"scorers": {"detection": {"batch": 3}}}, "no such key; .*; options of the plugin go under `with`"),
+        ({"source": {"use": "transformers", "with": {"model": "m", "hookpoint": "h", "coder": "neurons", "corpus": "a.txt"}}},
+            r"source\.with\.corpus: should be a mapping, such as {path: a\.txt}"),
     ],
 )  # fmt: skip
 def test_spec_that_names_what_is_not_there_is_refused_before_anything_runs(tmp_path, changes, message):

@@ -18,6 +18,7 @@ from saeval._util import (
     placeholder,
     random_looking,
     refresh_environment,
+    should_be_mapping,
 )
 from saeval.task.spec.document import KeyPath, SpecDocument
 from saeval.task.spec.models import Spec
@@ -105,9 +106,12 @@ def explain_error(error: Any, where: Callable[[KeyPath], str], model: type[BaseM
     place = where((*prefix, *loc))
     if error["type"] == "extra_forbidden":
         known = _fields_at(model, loc[:-1])
-        return f"{place}: no such key{did_you_mean(str(loc[-1]), known)}; allowed keys: {', '.join(known)}"
+        advice = "; options of the plugin go under `with`" if "with" in known else ""
+        return f"{place}: no such key{did_you_mean(str(loc[-1]), known)}; allowed keys: {', '.join(known)}{advice}"
     if error["type"] == "missing":
         return f"{place}: is missing"
+    if error["type"] == "model_type" and (known := _fields_at(model, loc)):
+        return f"{place}: {should_be_mapping(known[0], error['input'])}"
     message = error["msg"].removeprefix("Value error, ")
     message = re.sub(r"^Input (should|must)", r"\1", message)
     shown = repr(error["input"])

@@ -221,3 +221,4 @@ def test_exit_codes_of_a_dead_server_a_spent_budget_and_too_many_failures(saeval
         task = write(tmp_path / "dead.yaml", server, run={"give_up_after": 2})
     done = saeval("run", "--task", task, "--out", "dead", "--set", "llms.explainer.retries=0", code=2)
     assert "no connection" in done.stderr and "nothing was collected yet" in done.stderr
+    assert "start the server, or correct `api_base`" in " ".join(done.stderr.split())

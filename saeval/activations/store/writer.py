@@ -267,12 +267,12 @@ class ActivationWriter:
         if self._adopted is not None:
             return self._copy(self._adopted)
         if not self._started:
-            raise StoreError(f"{self.path.name}: the source wrote nothing; its `collect` must call `writer.start`")
+            raise StoreError("the source wrote nothing; its `collect` must call `writer.start`")
         self._spill()
         if not self.complete:
             done, all_ = _contexts(self._pieces.all()), len(self._dataset.tokens)
             raise StoreError(
-                f"{self.path.name}: the source gave {done} of {all_} contexts; its `collect` must call "
+                f"the source gave {done} of {all_} contexts; its `collect` must call "
                 "`writer.advance` until all are done"
             )
         built = self._partial / "store"

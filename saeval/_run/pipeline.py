@@ -329,16 +329,15 @@ class Pipeline:
         """
         self._queue.done(item)
         cell, latent = self._state.cells[item.cell], item.latent.index
-        result, usage = entry["result"], Usage(**entry["usage"])
+        result = entry["result"]
         if item.step == EXPLAIN:
             cell.explanations[item.variant, latent] = Explanation.model_validate({**result, "asked": ""})
-            cell.spend(item.variant, usage)
             self._offer(cell, item.variant, item.latent)
         else:
             scored = cell.scored[item.step, item.variant]
             scored.tried += 1  # not when it is queued: the run may stop before
             scored.take(latent, made if isinstance(made, Score) else Score.model_validate(result))
-            scored.spent.add(usage)
+            scored.spent.add(Usage(**entry["usage"]))
         title, failed = work.title(item.step, item.variant), result["status"] == "failed"
         if failed:
             self._state.failed(title, str(result["reason"]))

@@ -225,7 +225,6 @@ class CellState:
         base: Hash of everything that the records depend on.
         explanations: Explanations by variant and latent, without prompts.
         scored: Scores by scorer label and variant.
-        explaining: Usage of explaining, by variant.
         directions: Neighbours and promoted tokens, by latent.
         measured: Measures of the coder that need the model.
         dependent: Number of floors from a latent that does not fire independently, because there was no other.
@@ -238,7 +237,6 @@ class CellState:
     base: str
     explanations: dict[tuple[str, int], Explanation] = field(default_factory=dict)
     scored: dict[tuple[str, str], Scored] = field(default_factory=dict)
-    explaining: dict[str, UsageSum] = field(default_factory=dict)
     directions: dict[int, dict[str, Any]] = field(default_factory=dict)
     measured: dict[str, float] = field(default_factory=dict)
     dependent: int = 0
@@ -252,10 +250,6 @@ class CellState:
         """Return a latent's explanation; None if there is none or it failed."""
         found = self.explanations.get((variant, latent))
         return found if found is not None and found.status == "ok" else None
-
-    def spend(self, variant: str, usage: Usage) -> None:
-        """Add usage of explaining."""
-        self.explaining.setdefault(variant, UsageSum()).add(usage)
 
     def item(self, step: str, variant: str, latent: int) -> Item:
         """Return a work item of the cell."""

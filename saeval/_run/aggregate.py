@@ -219,7 +219,7 @@ def _settings(cell: Cell) -> dict[str, PartSettings]:
 
 def _measures(task: Task) -> list[Measure]:
     """Return the measures that the parts of all cells declare, by unique name; those of explainers with intervals."""
-    found = {measure.name: measure for cell in task.cells for measure in _declared(cell)}
+    found = {measure.name: measure for cell in task.cells for measure in cell.source.measures}
     for cell in task.cells:
         for m in cell.explainer.part.plugin.measures:
             ends = [
@@ -250,12 +250,6 @@ def _of_explanations(task: Task, outcome: CellState) -> dict[str, float]:
 def _coder_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return the facts about a coder that its source recorded, without those in other fields of a cell."""
     return {name: value for name, value in facts.items() if name not in _ELSEWHERE}
-
-
-def _declared(cell: Cell) -> list[Measure]:
-    """Return the measures that a cell's source and coder plugins declare."""
-    parts = (cell.source, *cell.source.nested)
-    return [measure for part in parts for measure in getattr(part.plugin, "measures", ())]
 
 
 def _rows(

@@ -38,9 +38,8 @@ def finite(value: object) -> float | None:
 
 def noted_measures(outcome: CellState) -> Iterator[tuple[str, object]]:
     """Yield the measures that a cell's source and coder declare and noted, whether they are numbers or not."""
-    parts = (outcome.cell.source, *outcome.cell.source.nested)
     noted = outcome.store.facts.get("measures")
-    for measure in (measure for part in parts for measure in getattr(part.plugin, "measures", ())):
+    for measure in outcome.cell.source.measures:
         if isinstance(noted, Mapping) and measure.name in noted:
             yield measure.name, noted[measure.name]
 

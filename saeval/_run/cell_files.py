@@ -9,7 +9,7 @@ from typing import Any
 from saeval._compare import latent_score_rows
 from saeval._run.state import CellState, Results, RunState
 from saeval._run.steps import prompt_texts, window_texts
-from saeval._run.work import EXPLAIN
+from saeval._run.work import EXPLAIN, part_of
 from saeval.activations import histogram, mean_square, portrait, position_dependence, token_share
 from saeval.llm import unpack
 from saeval.records import MAIN, Explanation, LatentRecord, Outcome, Score
@@ -93,7 +93,7 @@ def _call_rows(
     for (step, variant), result in (*explained, *judged):
         if not result or not result.asked:
             continue
-        part = outcome.cell.explainers[variant] if step == EXPLAIN else outcome.cell.scorers[step]
+        part = part_of(outcome.cell, step, variant)
         windows = window_texts(record.explain if step == EXPLAIN else record.score)
         for call, asked in enumerate(unpack(result.asked, windows, prompt_texts(part.part.plugin))):
             yield {"latent": record.latent.index, "step": step, "variant": variant, "call": call, **asked._asdict()}

@@ -286,8 +286,7 @@ class Pipeline:
 
     def _limit_if_cut(self, item: Item) -> int:
         """Return `max_tokens_if_cut` of the role that an item asks; 0 if it asks none."""
-        cell = self._state.cells[item.cell].cell
-        part = cell.explainers[item.variant] if item.step == EXPLAIN else cell.scorers[item.step]
+        part = work.part_of(self._state.cells[item.cell].cell, item.step, item.variant)
         return self._state.task.roles[part.role].settings.max_tokens_if_cut if part.role else 0
 
     async def _do(self, item: Item) -> None:

@@ -85,6 +85,11 @@ def steps(cell: Cell, latents: Sequence[int], seed: int) -> Iterator[StepWork]:
             yield StepWork(label, variant, part, [latent for latent in chosen if latent in half], half)
 
 
+def part_of(cell: Cell, step: str, variant: str) -> StepPart[Any]:
+    """Return the explainer or scorer of a step; `variant` is the explanation that it makes or scores."""
+    return cell.explainers[variant] if step == EXPLAIN else cell.scorers[step]
+
+
 def title(step: str, variant: str) -> str:
     """Return the name of a step for progress and messages."""
     return step if variant == MAIN or step != EXPLAIN else f"{step} ({variant})"
@@ -136,7 +141,7 @@ class Keys:
         cell = self._cells[item.cell]
         place = (item.cell, item.step, item.variant if item.step == EXPLAIN else "")
         if place not in self._identities:
-            part = cell.explainers[item.variant] if item.step == EXPLAIN else cell.scorers[item.step]
+            part = part_of(cell, item.step, item.variant)
             role = self._task.roles[part.role].identity if part.role else None
             self._identities[place] = [part.part.identity, role]
         return self._identities[place]

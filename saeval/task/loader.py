@@ -245,7 +245,7 @@ class _Builder(PartMaker):
 
     def check_measures(self, source: Part[ActivationSource], explainer: Part[Explainer]) -> None:
         """Report measures of an explainer with the name of a fact about the coder."""
-        taken = {*get_args(MeasureName), *_declared(source, *source.nested)}
+        taken = {*get_args(MeasureName), *(measure.name for measure in source.measures)}
         for name in sorted(taken & {measure.name for measure in explainer.plugin.measures}):
             self.fail(
                 ("explainer",),
@@ -509,11 +509,6 @@ def _no_such_score(name: str, cell: Cell) -> str:
         have = ", ".join(explanations)
         return f"no explanation baseline {explanation!r}{did_you_mean(explanation, explanations)}; available: {have}"
     return ""
-
-
-def _declared(*parts: Part[Any]) -> list[str]:
-    """Return the names of the measures that parts declare."""
-    return [measure.name for part in parts for measure in getattr(part.plugin, "measures", ())]
 
 
 def _uses(template: Any, axis: str) -> bool:

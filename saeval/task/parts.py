@@ -13,7 +13,7 @@ from saeval._util import content_hash
 from saeval.llm import RoleSettings
 from saeval.plugin.base import LLM, ActivationSource, Explainer, Plugin, Sampler, Scorer, Step, Tracker
 from saeval.plugin.registry import Loaded
-from saeval.records import MAIN
+from saeval.records import MAIN, Measure
 from saeval.task.spec import FindingSpec, plain
 from saeval.task.spec.models import LatentSelection, RunOptions
 
@@ -34,6 +34,11 @@ class Part(Generic[P]):
     def label(self) -> str:
         """Full name and version, `saeval/detection 0.1.0`."""
         return f"{self.loaded.id} {self.loaded.version}"
+
+    @property
+    def measures(self) -> list[Measure]:
+        """Measures that the plugin and those in its options declare."""
+        return [measure for part in (self, *self.nested) for measure in getattr(part.plugin, "measures", ())]
 
     @cached_property
     def sha(self) -> str:

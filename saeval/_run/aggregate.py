@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -13,29 +12,22 @@ from typing import TYPE_CHECKING, Any
 import saeval
 from saeval._compare import (
     ControlCell,
-    Floors,
     Halves,
-    KnownJudge,
-    ScorerRun,
     components,
     control_contrasts,
-    correct_for_judge,
     correlated,
     disattenuated,
     mean_interval,
-    natural_rates,
     paired_power,
     power_interval,
-    prediction_interval,
     reliability,
-    score_row,
-    standard_error,
     with_lifts,
 )
 from saeval._run import judge_checks
 from saeval._run.cautions import RECORDED, cautions_of, finite, noted_measures, warnings_of
-from saeval._run.state import CellState, RunState, Scored
-from saeval._util import content_hash, derive_rng
+from saeval._run.scorer_rows import explanation_baselines, scorer_rows
+from saeval._run.state import CellState, RunState
+from saeval._util import derive_rng
 from saeval.activations import token_share
 from saeval.records import (
     MAIN,
@@ -47,26 +39,19 @@ from saeval.records import (
     JudgeRole,
     Ledger,
     Measure,
-    Metric,
     PartSettings,
     Power,
     RunResult,
-    ScorerCheck,
     ScoreRow,
     VarianceParts,
 )
 from saeval.task import AGAIN, HALVES, OF_ALL_LATENTS, REPEATED
 
 if TYPE_CHECKING:
-    from saeval.task import Cell, Part, StepPart, Task
+    from saeval.task import Cell, Part, Task
 
-_ELSEWHERE = (
-    "fvu",
-    "subject",
-    "l0_of_files",
-    "warnings",
-    "measures",
-)  # facts that are stored in other fields of a cell
+_ELSEWHERE = ("fvu", "subject", "l0_of_files", "warnings", "measures")
+"""Facts that are stored in other fields of a cell."""
 _POWER_AT = 50  # number of latents that the docs recommend for a claim
 
 
@@ -142,7 +127,7 @@ def _controls(task: Task, outcomes: Iterable[CellState]) -> Iterator[ControlCont
         for key, same in coders.items():
             found: dict[int, list[float]] = {}
             for o in same:
-                for latent, score in o.scored.get((label, MAIN), Scored()).values(metric.name).items():
+                for latent, score in o.scores(label).values(metric.name).items():
                     found.setdefault(latent, []).append(score)
             scores = {latent: sum(values) / len(values) for latent, values in found.items()}
             l0 = same[0].l0 if same[0].store.latents is None else None
@@ -184,9 +169,9 @@ def _cell_result(task: Task, outcome: CellState) -> CellResult:
     parts = list(_variance(outcome))
     shared = {found.scorer: sum(found.shared.values()) for found in parts}
     rates = _firing_rates(outcome)
-    rows = []
-    for label, step in cell.scorers.items():
-        rows += _rows(task, outcome, label, step, rates, shared.get(label, 0.0))
+    rows: list[ScoreRow] = []
+    for label in cell.scorers:
+        rows += scorer_rows(task, outcome, label, rates, shared.get(label, 0.0))
     return CellResult(
         cell=cell.name,
         axes=cell.axes,
@@ -252,133 +237,12 @@ def _coder_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name not in _ELSEWHERE}
 
 
-def _rows(
-    task: Task,
-    outcome: CellState,
-    label: str,
-    step: StepPart[Any],
-    rates: Mapping[int, float],
-    shared: float,
-) -> list[ScoreRow]:
-    """Return the rows of one scorer: every metric for the cell's own explanations, then for each baseline.
-
-    Args:
-        task: The task.
-        outcome: The cell.
-        label: The scorer's label.
-        step: The scorer.
-        rates: Share of the corpus's windows in which each latent fires.
-        shared: Variance of the shift common to all latents of a run, if steps were repeated; it widens the prediction
-            intervals of headline metrics.
-    """
-    rows = []
-    cell = outcome.cell
-    known = None
-    if step.role and step.role != task.checks:
-        known = judge_checks.of_scorer(judge_checks.find(task.roles[step.role]), step)
-    for variant in (MAIN, *cell.alternatives):
-        scored = outcome.scored.get((label, variant))
-        if scored is None:  # not scored in this task
-            continue
-        without = Counter(status for status, _ in scored.unscored.values())
-        scoring = ScorerRun(
-            label,
-            step.part.label,
-            variant,
-            scored.tried,
-            without["failed"],
-            without["skipped"],
-            scored.unparsed,
-            scored.windows if scored.answered or scored.unparsed else (0, 0),
-            task.roles[step.role].model if step.role else None,
-            scored.spent.total.usd,
-        )
-        off = not _conditions_met(scored, step)
-        for place, metric in enumerate(step.part.plugin.metrics):
-            values = scored.values(metric.name)
-            if not values and place > 0:
-                continue  # not available in this mode, such as AUROC without probabilities
-            rng = derive_rng(task.run.seed, "interval", metric.name, cell.name, label, variant)
-            words = _words(outcome, variant, values)
-            row = score_row(scoring, metric, values, rng, words=words, floors=_floors(outcome, label, variant, metric))
-            further: dict[str, Any] = {"off": off}
-            if place == 0:
-                further["bounds"] = scored.bounds if metric.name in _BY_WINDOW else None
-                further["natural"] = natural_rates(scored.tallies(rates), _known_judge(known), rng)
-                further["reliability"] = scored.reliability(metric.name)
-            if row.value is not None and row.ci95 is not None:
-                extra = shared if place == 0 else 0.0
-                further["prediction95"] = prediction_interval(row.value, row.ci95, row.range, extra)
-            if known is not None:
-                further |= {"verdict": known.verdict, **_corrected(task, row, known)}
-            rows.append(row.model_copy(update=further))
-    return rows
-
-
-def _conditions_met(scored: Scored, step: StepPart[Any]) -> bool:
-    """Return whether the mean of each of a scorer's metrics lies in its interval `wanted`."""
-    for metric in (metric for metric in step.part.plugin.metrics if metric.wanted is not None):
-        values = scored.values(metric.name)
-        if values and not metric.meets(sum(values.values()) / len(values)):
-            return False
-    return True
-
-
 def _firing_rates(outcome: CellState) -> dict[int, float]:
     """Return the share of the corpus's windows in which each latent fires; empty for stores of excerpts."""
     store, window = outcome.store, outcome.cell.sampler.plugin.window
     if not store.holds_whole_text or not (total := store.window_count(window)):
         return {}
     return {latent.index: len(store.windows(latent.index, window).ids) / total for latent in outcome.records.latents}
-
-
-def _known_judge(known: ScorerCheck | None) -> KnownJudge | None:
-    if known is None or known.sensitivity is None or known.specificity is None or not known.windows:
-        return None
-    return KnownJudge(known.sensitivity, known.specificity, known.windows)
-
-
-def _corrected(task: Task, row: ScoreRow, known: ScorerCheck) -> dict[str, Any]:
-    """Return the score corrected for the judge's known errors; empty if not requested or not possible."""
-    if not task.correct_for_judge or row.metric != "balanced_accuracy" or row.value is None or row.ci95 is None:
-        return {}
-    error = standard_error(row.value, row.ci95, *row.range)
-    check_error = standard_error(known.balanced_accuracy, known.ci95, 0.0, 1.0)
-    found = correct_for_judge((row.value, error), (known.balanced_accuracy, check_error))
-    return {} if found is None else {"corrected": found[0], "corrected_ci95": found[1]}
-
-
-def _floors(outcome: CellState, label: str, variant: str, metric: Metric) -> Floors | None:
-    """Return the baselines' scores for a cell and metric; None if `variant` is itself a baseline."""
-    if variant != MAIN:
-        return None
-    scored = {name: outcome.scored.get((label, name)) for name in _baselines(outcome)}
-    values = {name: found.values(metric.name) for name, found in scored.items() if found}
-    own = outcome.scored[label, MAIN]
-    uninformed = [name for name in outcome.cell.floors if name in values]
-    same = {name: own.same(found) for name in uninformed if (found := scored[name])}
-    return Floors(values, uninformed, same, {name: _identity(outcome, name, values[name]) for name in uninformed})
-
-
-def _identity(outcome: CellState, variant: str, values: Mapping[int, float]) -> str:
-    """Return a hash of a baseline's scores and of what they depend on besides scorer and judge."""
-    texts = {latent: found.text for latent in values if (found := outcome.explanation(variant, latent)) is not None}
-    return content_hash(outcome.base, variant, texts, dict(values))
-
-
-def _baselines(outcome: CellState) -> list[str]:
-    """Return the names of a cell's explanation baselines; repetitions of its own explainer are none."""
-    return [name for name in outcome.cell.alternatives if name not in (AGAIN, *HALVES)]
-
-
-_BY_WINDOW = ("balanced_accuracy", "accuracy")
-
-
-def _words(outcome: CellState, variant: str, latents: Iterable[int]) -> Iterator[int]:
-    """Yield the number of words in the explanation of each latent."""
-    for latent in latents:
-        if (explanation := outcome.explanation(variant, latent)) is not None:
-            yield len(explanation.text.split())
 
 
 def _deciles(outcome: CellState, label: str) -> DecileShares | None:
@@ -399,7 +263,7 @@ def _correlations(outcomes: Sequence[CellState]) -> list[Correlation]:
     noise: dict[str, dict[tuple[str, int], float]] = {}
     for outcome in outcomes:
         for label, step in outcome.cell.scorers.items():
-            scored, metric = outcome.scored.get((label, MAIN), Scored()), step.part.plugin.metrics[0].name
+            scored, metric = outcome.scores(label), step.part.plugin.metrics[0].name
             for found, values in ((headlines, scored.values(metric)), (noise, scored.noise(metric))):
                 found.setdefault(label, {}).update({(outcome.cell.name, i): v for i, v in values.items()})
     correlations = []
@@ -419,14 +283,11 @@ def _variance(outcome: CellState) -> Iterator[VarianceParts]:
     """Yield the variance components of each scorer with repeated judgements or explanations."""
     for label, step in outcome.cell.scorers.items():
         metric = step.part.plugin.metrics[0].name
-        own = outcome.scored.get((label, MAIN), Scored())
-        again = {
-            "judge": outcome.scored.get((f"{label}_{AGAIN}", MAIN)),
-            "explainer": outcome.scored.get((label, AGAIN)),
-        }
+        own = outcome.scores(label)
+        again = {"judge": outcome.scores(f"{label}_{AGAIN}"), "explainer": outcome.scores(label, AGAIN)}
         values, repeats = own.values(metric), {}
         for source, other in again.items():
-            others = other.values(metric) if other is not None else {}
+            others = other.values(metric)
             common = [latent for latent in values if latent in others]
             if len(common) > 1:
                 repeats[source] = [values[i] for i in common], [others[i] for i in common]
@@ -440,8 +301,7 @@ def _variance(outcome: CellState) -> Iterator[VarianceParts]:
 
 def _halves(outcome: CellState, label: str, metric: str) -> Halves | None:
     """Return a scorer's scores on the two halves of the corpus; None if not requested."""
-    runs = [outcome.scored.get((f"{label}_{name}", name)) for name in HALVES]
-    one, other = (Scored() if run is None else run for run in runs)
+    one, other = (outcome.scores(f"{label}_{name}", name) for name in HALVES)
     values, noises = (one.values(metric), other.values(metric)), (one.noise(metric), other.noise(metric))
     common = [latent for latent in values[0] if latent in values[1]]
     if len(common) < 2:
@@ -453,12 +313,12 @@ def _halves(outcome: CellState, label: str, metric: str) -> Halves | None:
 
 def _powers(task: Task, outcome: CellState) -> Iterator[Power]:
     """Yield each scorer's power to distinguish the cell's own explanations from those of each informed baseline."""
-    informed = [name for name in _baselines(outcome) if name not in outcome.cell.floors]
+    informed = [name for name in explanation_baselines(outcome) if name not in outcome.cell.floors]
     for label, step in outcome.cell.scorers.items():
         metric = step.part.plugin.metrics[0]
-        own = outcome.scored.get((label, MAIN), Scored()).values(metric.name)
+        own = outcome.scores(label).values(metric.name)
         for variant in informed:
-            other = outcome.scored.get((label, variant), Scored()).values(metric.name)
+            other = outcome.scores(label, variant).values(metric.name)
             sign = 1 if metric.higher_is_better else -1
             differences = [sign * (own[latent] - other[latent]) for latent in own if latent in other]
             if len(differences) < ScoreRow.FEW:

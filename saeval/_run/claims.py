@@ -374,9 +374,8 @@ def _scores(cells: Sequence[CellState], name: str) -> tuple[Metric, dict[Unit, f
     metric = next((m for m in metrics if m.name == wanted), metrics[0])
     found: dict[Unit, list[float]] = {}
     for outcome in cells:
-        if (scored := outcome.scored.get((label, explanation))) is not None:
-            for latent, value in scored.values(metric.name).items():
-                found.setdefault((str(outcome.store.path), latent), []).append(value)
+        for latent, value in outcome.scores(label, explanation).values(metric.name).items():
+            found.setdefault((str(outcome.store.path), latent), []).append(value)
     return metric, {unit: sum(values) / len(values) for unit, values in sorted(found.items())}
 
 

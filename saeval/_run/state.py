@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from saeval._compare import Tally, reliability, score_noise, sides_of
 from saeval._run.work import Item, Keys
-from saeval.records import Explanation, LatentId, Outcome, Score, Status, Usage
+from saeval.records import MAIN, Explanation, LatentId, Outcome, Score, Status, Usage
 
 if TYPE_CHECKING:
     from saeval._run.sampling import Records
@@ -245,6 +245,10 @@ class CellState:
     def l0(self) -> float:
         """Mean number of active latents per token."""
         return float(self.store.firings.sum()) / max(self.store.n_tokens, 1)
+
+    def scores(self, label: str, variant: str = MAIN) -> Scored:
+        """Return a scorer's scores for a variant of the explanations; without any latent if it was not run."""
+        return self.scored.get((label, variant), Scored())
 
     def explanation(self, variant: str, latent: int) -> Explanation | None:
         """Return a latent's explanation; None if there is none or it failed."""

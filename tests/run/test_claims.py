@@ -65,6 +65,7 @@ def cell(axes: Mapping[str, Any], scores: Mapping[str, Any], *, store: str = "",
                              floors=("random_explanation",)),
         store=SimpleNamespace(path=store or name, latents=frozenset()), scored=scored, records=Records(),
         explanation=lambda variant, latent: Explanation(text="x"),
+        scores=lambda label, variant: scored.get((label, variant), Scored()),
     )  # fmt: skip
 
 

@@ -9,12 +9,26 @@ from contextlib import contextmanager, suppress
 from math import fsum, isfinite
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from saeval._run.journal import Journal
-from saeval._util import InputError, cell_tables_in, claim, os_reason, read_json, without_secrets, write_atomic
+from saeval._util import (
+    InputError,
+    cell_tables_in,
+    claim,
+    os_reason,
+    read_json,
+    remove_checksums,
+    without_secrets,
+    write_atomic,
+    write_checksums,
+)
 from saeval.llm import ledgers_in
 from saeval.records import LOCK
+
+if TYPE_CHECKING:
+    from saeval.records import RunResult
+    from saeval.task import Task
 
 _PATIENCE = 0.5  # seconds for which to try to lock a directory: `is_locked` holds the lock for an instant
 
@@ -81,15 +95,35 @@ class RunDir:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def keep_cells(self, names: Iterable[str]) -> None:
-        """Delete the tables of other cells, which an earlier task wrote here and no result describes any more."""
-        kept = set(names)
+    def clear_results(self, keep: Iterable[str] = ()) -> None:
+        """Delete the checksums, and the tables of all cells but some, which no new result describes any more."""
+        remove_checksums(self.path)
+        kept = set(keep)
         for folder in (self.path / "cells").iterdir():
             if folder.name not in kept and folder.is_dir():
                 for file in cell_tables_in(folder):
                     file.unlink()
                 with suppress(OSError):  # it contains files of somebody else
                     folder.rmdir()
+
+    def write_results(self, task: Task, result: RunResult) -> None:
+        """Write the results of a task, with its spec, checksums of the results and tables, and reports."""
+        from saeval.report import write_reports
+
+        self.write_spec(task)
+        self.write_json("results.json", result.model_dump(mode="json", by_alias=True))
+        write_checksums(self.path)
+        write_reports(result, self.path / "report")
+
+    def write_spec(self, task: Task) -> None:
+        """Write the resolved spec, which can be run; keep an equal file, since it may contain comments."""
+        import yaml
+
+        from saeval.task import plain
+
+        spec = plain(task.resolved, absolute=True)
+        if not _holds(self.path / "spec.yaml", spec):
+            write_atomic(self.path / "spec.yaml", yaml.safe_dump(spec, sort_keys=False, allow_unicode=True))
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file of the run, atomically; numbers that JSON does not have (nan, infinity) become null."""
@@ -122,6 +156,16 @@ class RunDir:
             logger.removeHandler(handler)
             with suppress(OSError):  # on a full disk, closing fails as well
                 handler.close()
+
+
+def _holds(file: Path, spec: Any) -> bool:
+    """Return whether a YAML file contains exactly this spec."""
+    import yaml
+
+    try:
+        return bool(yaml.safe_load(file.read_text(encoding="utf-8")) == spec)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return False
 
 
 def _finite(value: Any) -> Any:

@@ -42,9 +42,7 @@ from saeval._util import (
     default_display,
     display as make_display,
     internal_error,
-    remove_checksums,
     without_secrets,
-    write_checksums,
 )
 from saeval.activations import ActivationStore
 from saeval.llm import Asker, Budget, CallLedger, rare_garbage_collection, try_models
@@ -420,33 +418,16 @@ class _Run:
         )
 
     def _write_reports(self, result: RunResult) -> None:
-        from saeval.report import write_reports
-
-        remove_checksums(self.folder.path)
-        self.folder.keep_cells(cell.cell for cell in result.cells)
+        self.folder.clear_results(keep=[cell.cell for cell in result.cells])
         write_cells(self.state, self.folder.journal, self.folder.cell)
-        self._write_spec()
-        self.folder.write_json("results.json", result.model_dump(mode="json", by_alias=True))
-        write_checksums(self.folder.path)
-        write_reports(result, self.folder.path / "report")
-
-    def _write_spec(self) -> None:
-        import yaml
-
-        from saeval._util import write_atomic
-        from saeval.task import plain
-
-        spec = plain(self.task.resolved, absolute=True)
-        if not _holds(self.folder.path / "spec.yaml", spec):  # an equal file is kept, since it may contain comments
-            text = yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)
-            write_atomic(self.folder.path / "spec.yaml", text)
+        self.folder.write_results(self.task, result)
 
     def _write_head(self, status: str, began: float, reason: str = "") -> None:
         """Write `run.json`, and the spec unless there are results of an earlier one, which it must describe."""
         import platform
 
         if not (self.folder.path / "results.json").exists():
-            self._write_spec()
+            self.folder.write_spec(self.task)
         self.folder.write_json(
             "run.json",
             {
@@ -472,16 +453,6 @@ def _effective_limit(limit: int | None, folder: RunDir, task: Task) -> int | Non
     if before.get("status") != "done" or before.get("spec_sha") != task.sha or "limit" not in before:
         return limit
     return None if before["limit"] is None else max(limit, before["limit"])
-
-
-def _holds(file: Path, spec: Any) -> bool:
-    """Return whether a YAML file contains exactly this spec."""
-    import yaml
-
-    try:
-        return bool(yaml.safe_load(file.read_text(encoding="utf-8")) == spec)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return False
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from saeval._compare import pooled_runs, repeated
 from saeval._run.claims import pooled_findings
 from saeval._run.run_dir import RunDir, SharedLimit
-from saeval._util import remove_checksums, write_atomic, write_checksums
 from saeval.records import RunResult
 from saeval.results import CELL_TABLES, open_run, read_table
 
@@ -40,11 +39,6 @@ def run_seeds(
         elsewhere: Dollars that other runs under the same limit have spent.
         run_one: Runs a task in the directory `out`, after other runs spent the dollars `elsewhere`.
     """
-    import yaml
-
-    from saeval.report import write_reports
-    from saeval.task import plain
-
     with RunDir(out) as folder:
         results: list[RunResult] = []
         places = {seed: out / f"seed-{seed}" for seed in range(task.run.seed, task.run.seed + task.run.seeds)}
@@ -57,14 +51,9 @@ def run_seeds(
         found = pooled_runs(results, out.name, repeats)
         findings = pooled_findings(task.findings, [result.findings for result in results], results[0].cells, repeats)
         found = found.model_copy(update={"findings": findings})
-        text = yaml.safe_dump(plain(task.resolved, absolute=True), sort_keys=False, allow_unicode=True)
-        write_atomic(out / "spec.yaml", text)
-        remove_checksums(out)
+        folder.clear_results()
         (out / "run.json").unlink(missing_ok=True)  # of an earlier run with a single seed
-        folder.keep_cells(())
-        folder.write_json("results.json", found.model_dump(mode="json", by_alias=True))
-        write_checksums(out)
-        write_reports(found, out / "report")
+        folder.write_results(task, found)
     return found
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,6 +58,17 @@ _log = logging.getLogger("saeval.run")
 _STATUSES: dict[type[Exception], str] = {BudgetExceeded: "stopped at the cost limit", GaveUp: "gave up"}
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Session:
+    """Options of one session of a run, besides its task; see `run`."""
+
+    limit: int | None = None
+    max_cost: float | None = None
+    retry: Retry | None = None
+    unpriced: bool = False
+    allow_model_change: bool = False
 
 
 def run(
@@ -114,16 +126,7 @@ def run(
     built = load_task(task, registry=registry or Registry(), overrides=overrides, llms=llms)
     path = Path(out) if out is not None else default_path(built)
     shown = display if isinstance(display, Display) else make_display(display) if display else default_display()
-    result = run_task(
-        built,
-        out=path,
-        limit=limit,
-        max_cost=max_cost,
-        retry=retry,
-        display=shown,
-        unpriced=unpriced,
-        allow_model_change=allow_model_change,
-    )
+    result = run_task(built, Session(limit, max_cost, retry, unpriced, allow_model_change), out=path, display=shown)
     return result if isinstance(result, Run) else read(path)
 
 
@@ -148,36 +151,18 @@ def default_path(task: Task) -> Path:
     return Path("saeval-runs") / f"{task.name}-{task.sha[:6]}{seeds}"
 
 
-def run_task(
-    task: Task,
-    *,
-    out: Path,
-    limit: int | None,
-    max_cost: float | None,
-    display: Display,
-    retry: Retry | None = None,
-    unpriced: bool = False,
-    allow_model_change: bool = False,
-    elsewhere: float = 0.0,
-) -> RunResult:
+def run_task(task: Task, session: Session, *, out: Path, display: Display, elsewhere: float = 0.0) -> RunResult:
     """Run a loaded task; see `run`. `elsewhere` are the dollars that other runs under the same limit have spent."""
     if task.run.seeds > 1:
-        run_one = partial(
-            run_task,
-            limit=limit,
-            max_cost=max_cost,
-            display=display,
-            retry=retry,
-            unpriced=unpriced,
-            allow_model_change=allow_model_change,
-        )
-        return run_seeds(task, out, shared_limit=max_cost is not None, elsewhere=elsewhere, run_one=run_one)
+        run_one = partial(run_task, session=session, display=display)
+        return run_seeds(task, out, shared_limit=session.max_cost is not None, elsewhere=elsewhere, run_one=run_one)
     with _failures_logged(out) as folder:
         tells_others = task.checks or task.trackers
-        if retry is None and not tells_others and (known := finished.find(folder.path, task, limit)) is not None:
+        known = None if session.retry or tells_others else finished.find(folder.path, task, session.limit)
+        if known is not None:
             return known
-        begun = _Run(task, folder, FailsafeDisplay(display), limit, max_cost, retry, elsewhere)
-        begun.first_calls(unpriced, allow_model_change)
+        begun = _Run(task, session, folder, FailsafeDisplay(display), elsewhere)
+        begun.first_calls()
         with rare_garbage_collection():
             return begun.go()
 
@@ -192,7 +177,7 @@ def collect_task(task: Task, *, out: Path, display: Display) -> dict[str, Path]:
         with RunDir(out):
             return collect_task(with_seed(task, task.run.seed), out=out / f"seed-{task.run.seed}", display=display)
     with _failures_logged(out) as folder:
-        return _Run(task, folder, FailsafeDisplay(display), None, None, None).collect()
+        return _Run(task, Session(), folder, FailsafeDisplay(display)).collect()
 
 
 @contextmanager
@@ -209,31 +194,23 @@ def _failures_logged(out: Path) -> Iterator[RunDir]:
 
 
 class _Run:
-    def __init__(
-        self,
-        task: Task,
-        folder: RunDir,
-        display: Display,
-        limit: int | None,
-        max_cost: float | None,
-        retry: Retry | None,
-        elsewhere: float = 0.0,
-    ):
-        self.task, self.folder, self.retry = task, folder, retry
-        self.asked_limit, self.limit = limit, _effective_limit(limit, folder, task)
+    def __init__(self, task: Task, session: Session, folder: RunDir, display: Display, elsewhere: float = 0.0):
+        self.task, self.session, self.folder = task, session, folder
+        self.limit = _effective_limit(session.limit, folder, task)
         self.seed = task.run.seed
         self.calls = CallLedger(folder.path / "calls.jsonl")
-        self.budget = Budget(task.run.max_cost_usd if max_cost is None else max_cost, self.calls.spent() + elsewhere)
+        most = task.run.max_cost_usd if session.max_cost is None else session.max_cost
+        self.budget = Budget(most, self.calls.spent() + elsewhere)
         self.state = RunState(task)
         self.display = ProgressFile(display, folder.path / "logs" / "progress.json", self.state)
         self.seconds: dict[str, float] = {}
         self.findings: list[Finding] = []
         self.display.count(lambda: Spending(self.budget.calls, self.budget.spent - elsewhere, self.budget.unknown))
 
-    def first_calls(self, unpriced: bool, allow_model_change: bool) -> None:
+    def first_calls(self) -> None:
         """Check that every model answers and that the spending limit can be enforced, before collecting."""
         earlier = self.calls.earlier()
-        if not allow_model_change:
+        if not self.session.allow_model_change:
             self.calls.expected = earlier.served
         used = self.task.roles_asked()
         askers = [
@@ -249,7 +226,7 @@ class _Run:
                 self.budget,
                 earlier,
                 patience=self.task.run.patience,
-                unpriced=unpriced,
+                unpriced=self.session.unpriced,
                 tell=self.display.wait,
             )
         )
@@ -282,10 +259,10 @@ class _Run:
                 followed(self.task, self.folder.path, lambda: self.display.last, self.display),
                 executor(self.task, self.calls, self.budget, self.display) as workplace,
             ):
-                if self.limit != self.asked_limit:
+                if self.limit != self.session.limit:
                     self.display.say(
-                        f"this run has finished with more than {self.asked_limit} latents per cell, so --limit has no "
-                        "effect"
+                        f"this run has finished with more than {self.session.limit} latents per cell, so --limit has "
+                        "no effect"
                     )
                 self._collect_and_sample(workplace)
                 self._timed("explain_and_score", lambda: run_async(partial(self._explain_and_score, workplace)))
@@ -315,7 +292,7 @@ class _Run:
                     self._write_head(status, began, reason)
             if complete or self.state.cells:
                 tell(self.task.trackers, result, self.folder.path, self.display)
-        if self.limit == self.asked_limit and self.folder.journal.whole:
+        if self.limit == self.session.limit and self.folder.journal.whole:
             finished.keep(self.folder.path, self.task, self.limit)
         return result
 
@@ -381,7 +358,7 @@ class _Run:
     async def _explain_and_score(self, workplace: Executor) -> None:
         try:
             async with workplace.working():
-                await Pipeline(self.state, self.folder.journal, workplace, self.display, self.retry).run()
+                await Pipeline(self.state, self.folder.journal, workplace, self.display, self.session.retry).run()
         finally:
             self.calls.close()
 

@@ -84,19 +84,12 @@ def run(
         return
     results: dict[Path, RunResult] = {}
     over = []
+    session = runner.Session(limit, max_cost, retry, unpriced, allow_model_change)
     spending = SharedLimit(paths if max_cost is not None else ())
     for built, path in zip(tasks, paths, strict=True):
         with _naming_log(path):
             result = runner.run_task(
-                built,
-                out=path,
-                limit=limit,
-                max_cost=max_cost,
-                retry=retry,
-                display=make_display(display),
-                unpriced=unpriced,
-                allow_model_change=allow_model_change,
-                elsewhere=spending.elsewhere(path),
+                built, session, out=path, display=make_display(display), elsewhere=spending.elsewhere(path)
             )
         results[path] = result
         spending.update(path)

@@ -25,7 +25,7 @@ from root import ROOT
 import saeval
 from saeval import BudgetExceeded, LLMError, StoreError
 from saeval._run.collect import store_path
-from saeval._run.runner import run_task
+from saeval._run.runner import Session, run_task
 from saeval._util.progress import display
 from saeval.llm.budget import Budget
 from saeval.llm.cache import AnswerCache
@@ -605,7 +605,7 @@ def test_run_says_that_another_process_collects_what_it_needs(tmp_path, monkeypa
         with path.with_name(f"{path.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             threading.Timer(0.5, fcntl.flock, (lock, fcntl.LOCK_UN)).start()
-            run_task(task, out=tmp_path / "run", limit=1, max_cost=None, display=display("plain"))
+            run_task(task, Session(limit=1), out=tmp_path / "run", display=display("plain"))
     assert (
         "collect activations: waiting for another saeval process that is collecting the same activations"
         in capsys.readouterr().err

@@ -11,6 +11,7 @@ from saeval._util import InputError, PluginError, StoreError, counted, derive_rn
 from saeval.records import CorpusFiring, Example, Flaw, LatentId, LatentRecord
 
 if TYPE_CHECKING:
+    from saeval._run.decoys import Decoys
     from saeval.activations import ActivationStore
     from saeval.task import Cell
 
@@ -94,7 +95,7 @@ class Records:
 
 
 def choose_records(
-    cell: Cell, store: ActivationStore, seed: int, limit: int | None = None, keep: int = Records.KEPT
+    cell: Cell, store: ActivationStore, seed: int, limit: int | None, keep: int = Records.KEPT
 ) -> tuple[Records, dict[str, int]]:
     """Choose a cell's latents and return their records, in random order.
 
@@ -119,54 +120,9 @@ def choose_records(
         store.coder = cell.source.plugin.weights
     n = len(wanted.indices) if wanted.select == "list" else wanted.n
     n = n if limit is None else min(n, limit)
-    eligible = store.firings >= wanted.min_windows
-    window = cell.sampler.plugin.window
-    candidates: Iterable[int]
-    if wanted.select == "list":
-        if bad := [i for i in wanted.indices if not 0 <= i < store.n_latents]:
-            raise InputError(f"latents.indices: {bad[:5]} are not in a dictionary of {store.n_latents} latents")
-        if store.latents is not None and (bad := [i for i in wanted.indices if i not in store.latents]):
-            raise InputError(
-                f"latents.indices: {bad[:5]} are not among the {len(store.latents)} latents that were collected"
-            )
-        candidates = wanted.indices
-    else:
-        order = derive_rng(seed, "latents").permutation(store.n_latents)
-        enough = (int(i) for i in order if eligible[i])
-        candidates = (i for i in enough if len(store.windows(i, window).ids) >= wanted.min_windows)
     hookpoint = str(store.facts.get("hookpoint", cell.source.plugin.name))
-
-    scorers = [scorer.part.plugin for scorer in cell.scorers.values()]
-    needed = {need for scorer in scorers for need in scorer.needs()}
-    drawn = None
-    if "decoy" in needed:
-        from saeval._run.decoys import Decoys
-
-        drawn = Decoys(store, next(s.marks_from() for s in scorers if "decoy" in s.needs()))  # the same for all
-
-    explainers = [part for part in (cell.explainer, *cell.alternatives.values()) if part is not None]
-    cofiring = any("cofiring" in explainer.part.plugin.needs() for explainer in explainers)
-
-    def sample(latent: LatentId) -> LatentRecord | None:
-        record = cell.sampler.plugin.sample(store, latent, derive_rng(seed, "sample", str(latent)))
-        if record is None:
-            return None
-        if not isinstance(record, LatentRecord):
-            raise PluginError(
-                f"the sampler {cell.sampler.loaded.id} returned {type(record).__name__} instead of LatentRecord or None"
-            )
-        _check_silence(record, store, cell.sampler.label)
-        if cofiring:
-            from saeval._run.cofiring import with_cofiring
-
-            record = with_cofiring(record, store)
-        if "in_corpus" in needed:
-            score = replace(record.score, in_corpus=_in_corpus(store, latent.index, window))
-            record = replace(record, score=score)
-        return drawn(record, derive_rng(seed, "decoy", str(latent))) if drawn is not None else record
-
-    records = Records(sample, keep)
-    left = iter(candidates)
+    records = Records(_Sampling(cell, store, seed), keep)
+    left = iter(_candidates(cell, store, seed))
     # Samplers that read other latents prepare many at a time; for others, one at a time reuses the store's cache of the
     # eligibility check.
     most = 1 if cell.sampler.plugin.reads_one_latent() else _TOGETHER
@@ -176,8 +132,74 @@ def choose_records(
             records.add(LatentId(hookpoint, index))
     if not records:
         without = f"; or remove {cell.baseline} from `baselines`" if cell.baseline else ""
-        raise InputError(f"cell {cell.name}: {_why_none(store, window, wanted.min_windows)}{without}")
-    return records, {"requested": n, "eligible": int(eligible.sum()), "sampled": len(records)}
+        why = _why_none(store, cell.sampler.plugin.window, wanted.min_windows)
+        raise InputError(f"cell {cell.name}: {why}{without}")
+    eligible = int((store.firings >= wanted.min_windows).sum())
+    return records, {"requested": n, "eligible": eligible, "sampled": len(records)}
+
+
+def _candidates(cell: Cell, store: ActivationStore, seed: int) -> Iterable[int]:
+    """Return the latents to try: the listed ones, or those with enough activating windows, in random order.
+
+    Raises:
+        InputError: If a listed one is not in the dictionary, or was not collected.
+    """
+    wanted, window = cell.latents, cell.sampler.plugin.window
+    if wanted.select == "list":
+        if bad := [i for i in wanted.indices if not 0 <= i < store.n_latents]:
+            raise InputError(f"latents.indices: {bad[:5]} are not in a dictionary of {store.n_latents} latents")
+        if store.latents is not None and (bad := [i for i in wanted.indices if i not in store.latents]):
+            raise InputError(
+                f"latents.indices: {bad[:5]} are not among the {len(store.latents)} latents that were collected"
+            )
+        return wanted.indices
+    order = derive_rng(seed, "latents").permutation(store.n_latents)
+    enough = order[store.firings[order] >= wanted.min_windows].tolist()
+    return (i for i in enough if len(store.windows(i, window).ids) >= wanted.min_windows)
+
+
+class _Sampling:
+    """Samples the latents of a cell, with everything about their windows that the cell's steps need."""
+
+    def __init__(self, cell: Cell, store: ActivationStore, seed: int):
+        self._sampler, self._store, self._seed = cell.sampler, store, seed
+        scorers = [scorer.part.plugin for scorer in cell.scorers.values()]
+        explainers = [step.part.plugin for step in cell.explainers.values()]
+        self._cofiring = any("cofiring" in explainer.needs() for explainer in explainers)
+        self._corpus = any("in_corpus" in scorer.needs() for scorer in scorers)
+        marks = [scorer.marks_from() for scorer in scorers if "decoy" in scorer.needs()]
+        self._decoys: Decoys | None = None
+        if marks:
+            from saeval._run.decoys import Decoys
+
+            self._decoys = Decoys(store, marks[0])  # the same for all
+
+    def __call__(self, latent: LatentId) -> LatentRecord | None:
+        """Return the latent's record; None if the sampler returns none.
+
+        Raises:
+            PluginError: If the sampler returns anything else.
+            StoreError: If it returns non-activating windows in contexts that the store does not cover.
+        """
+        sampler, store = self._sampler, self._store
+        record = sampler.plugin.sample(store, latent, derive_rng(self._seed, "sample", str(latent)))
+        if record is None:
+            return None
+        if not isinstance(record, LatentRecord):
+            raise PluginError(
+                f"the sampler {sampler.loaded.id} returned {type(record).__name__} instead of LatentRecord or None"
+            )
+        _check_silence(record, store, sampler.label)
+        if self._cofiring:
+            from saeval._run.cofiring import with_cofiring
+
+            record = with_cofiring(record, store)
+        if self._corpus:
+            score = replace(record.score, in_corpus=_in_corpus(store, latent.index, sampler.plugin.window))
+            record = replace(record, score=score)
+        if self._decoys is not None:
+            record = self._decoys(record, derive_rng(self._seed, "decoy", str(latent)))
+        return record
 
 
 def _in_corpus(store: ActivationStore, latent: int, window: int) -> CorpusFiring:

@@ -41,6 +41,7 @@ from saeval._util.errors import (
     SpecError as SpecError,
     StoreError as StoreError,
     did_you_mean as did_you_mean,
+    first_line as first_line,
 )
 from saeval._util.field_docs import Documented as Documented, descriptions as descriptions
 from saeval._util.file_locks import is_locked as is_locked

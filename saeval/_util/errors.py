@@ -117,3 +117,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `, did you mean 'x'?` with the closest known word; empty if none is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f", did you mean {close[0]!r}?" if close else ""
+
+
+def first_line(error: object, otherwise: str = "no reason given") -> str:
+    """Return the first line of an error's message; `otherwise` if it is blank."""
+    return next(iter(str(error).strip().splitlines()), otherwise)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from saeval._util.errors import InputError
+from saeval._util.errors import InputError, first_line
 from saeval._util.limits import os_reason
 
 
@@ -65,8 +65,8 @@ def report_bad_values(what: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, NotImplementedError) as error:
-        lines = str(error).splitlines() or [""]
-        raise InputError(f"{what}: contains a value of an unexpected type ({lines[0]:.120})") from error
+        line = first_line(error, "")
+        raise InputError(f"{what}: contains a value of an unexpected type ({line:.120})") from error
 
 
 def file_name(text: str) -> str:

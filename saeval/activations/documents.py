@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from saeval._util import InputError, counted, parse_json
+from saeval._util import InputError, counted, first_line, parse_json
 from saeval.activations.row_texts import CHATS, Fields, Notes, Template, text_of
 
 T = TypeVar("T")
@@ -417,7 +417,7 @@ def _arrow_batches(path: Path, batches: Callable[[], Iterable[Any]]) -> Iterator
                 yield str(number), f"{path}, row {number}", row
                 number += 1
     except (ArrowException, OSError, UnicodeDecodeError) as error:
-        line = (str(error).splitlines() or ["no reason given"])[0]
+        line = first_line(error)
         raise InputError(f"corpus {path}: not a readable {path.suffix[1:].capitalize()} file ({line})") from error
 
 

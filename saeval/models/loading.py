@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeval._util import PREFIX, InputError, asset_check, asset_path, counted
+from saeval._util import PREFIX, InputError, asset_check, asset_path, counted, first_line
 from saeval.models.facts import local_model
 from saeval.models.gguf import check_gguf, fast_gguf
 from saeval.models.model_files import check_folder
@@ -118,7 +118,7 @@ def load_model(name: str, revision: str | None, device: str, dtype: Any) -> tupl
         model = model.eval().requires_grad_(False)
         model = model if spread else model.to(device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"model {name} cannot be put on the device {device!r}: {_first_line(error)}") from error
+        raise InputError(f"model {name} cannot be put on the device {device!r}: {first_line(error):.200}") from error
     return model, tokenizer, not lacks_head
 
 
@@ -174,7 +174,7 @@ def _reason(error: Exception, *, local: bool) -> str:
         return "requires code from its repository, which saeval does not run; choose a model that transformers supports"
     if local:
         return (
-            f"cannot be read ({type(error).__name__}: {_first_line(error)}); is it complete, and a causal language "
+            f"cannot be read ({type(error).__name__}: {first_line(error):.200}); is it complete, and a causal language "
             f"model?"
         )
     kinds: set[str] = set()
@@ -183,8 +183,4 @@ def _reason(error: Exception, *, local: bool) -> str:
         kinds.add(type(cause).__name__)
         cause = cause.__cause__ or cause.__context__
     known = (text for kind, text in _HUB_REASONS.items() if kind in kinds)
-    return next(known, f"cannot be loaded ({type(error).__name__}: {_first_line(error)})")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no reason given"])[0][:200]
+    return next(known, f"cannot be loaded ({type(error).__name__}: {first_line(error):.200})")

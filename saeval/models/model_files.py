@@ -6,7 +6,7 @@ import json
 import zipfile
 from typing import TYPE_CHECKING, Any
 
-from saeval._util import InputError, os_reason
+from saeval._util import InputError, first_line, os_reason
 from saeval.models.facts import json_mapping
 
 if TYPE_CHECKING:
@@ -160,5 +160,5 @@ def _read_saved(file: Path, head: bytes) -> None:
 
 
 def _damaged(name: str, file: Path, why: object) -> InputError:
-    line = (str(why).strip().splitlines() or ["no reason given"])[0][:150]
+    line = first_line(why)[:150]
     return InputError(f"model {name}: {file.name} is damaged or cut off ({line}); copy it again")

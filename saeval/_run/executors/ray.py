@@ -18,7 +18,7 @@ from saeval._run.executors.ray_shares import Shares, divide
 from saeval._run.executors.ray_worker import Message, News, Stop, Worker, WorkerSetup, collect_cells, identity
 from saeval._run.local_models import asks_model_in_process, collects_with_model
 from saeval._run.steps import StepInput, StepOutput
-from saeval._util import BudgetExceeded, Display, InputError, SaevalError
+from saeval._util import BudgetExceeded, Display, InputError, SaevalError, first_line
 from saeval.llm import Budget, Call, CallLedger
 from saeval.records import Explanation, LatentId, Score, Usage
 from saeval.task import Task, plain
@@ -248,7 +248,7 @@ class OnRay(Executor):
 
         if handle.up and handle.life == life:
             handle.up = False
-            log.warning("a Ray worker is lost; its work goes to others: %s", str(error).strip().splitlines()[0])
+            log.warning("a Ray worker is lost; its work goes to others: %s", first_line(error))
             ray.kill(handle.actor, no_restart=False)
 
     def _process(self, news: list[News]) -> None:

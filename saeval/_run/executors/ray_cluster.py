@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from saeval._util import InputError
+from saeval._util import InputError, first_line
 
 log = logging.getLogger("saeval")
 
@@ -118,7 +118,7 @@ def _connected(**options: Any) -> Iterator[None]:
         ray.init(log_to_driver=False, logging_level="ERROR", **options)
     except Exception as error:  # noqa: BLE001 - Ray raises a plain Exception if a start times out
         ray.shutdown()
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        line = first_line(error, type(error).__name__)
         raise InputError(
             f"run.executor: no Ray cluster at {options['address']} ({line}); start one (docs/scaling.md), and set "
             "RAY_ADDRESS and RAY_AUTH_TOKEN"

@@ -8,7 +8,7 @@ from typing import Literal
 
 from markupsafe import Markup
 
-from saeval._util import InputError
+from saeval._util import InputError, first_line
 from saeval.report.html.pages import plot_style
 from saeval.report.html.plots import Series
 from saeval.report.html.svg import element
@@ -34,7 +34,7 @@ def as_file(drawing: Markup, legend: Sequence[Series], format_: PlotFormat) -> b
         import cairosvg
     except (ImportError, OSError) as error:
         raise InputError(
-            f"{format_} files need CairoSVG, which cannot be imported ({str(error).splitlines()[0]}). "
+            f"{format_} files need CairoSVG, which cannot be imported ({first_line(error)}). "
             "Run pip install 'saeval[plots]' and install the Cairo library, or choose svg"
         ) from None
     # CairoSVG fetches nothing: the drawing has no references, and `unsafe` stays off.

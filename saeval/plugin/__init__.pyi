@@ -28,18 +28,17 @@ from saeval._util.releases import refuse_malicious as refuse_malicious
 from saeval._util.secrets import without_secrets as without_secrets
 from saeval._util.seeding import content_hash as content_hash, derive_rng as derive_rng
 from saeval._util.watchdog import check_memory as check_memory
+from saeval.activations.decoding import (
+    special_ids as special_ids,
+    token_bytes as token_bytes,
+    token_strings as token_strings,
+)
 from saeval.activations.store import (
     ActivationStore as ActivationStore,
     ActivationWriter as ActivationWriter,
     Windows as Windows,
 )
-from saeval.activations.tokens import (
-    Corpus as Corpus,
-    TokenDataset as TokenDataset,
-    special_ids as special_ids,
-    token_bytes as token_bytes,
-    token_strings as token_strings,
-)
+from saeval.activations.tokens import Corpus as Corpus, TokenDataset as TokenDataset
 from saeval.models.coders import (
     GatedEncoder as GatedEncoder,
     HookPoint as HookPoint,

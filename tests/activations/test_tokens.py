@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from saeval import InputError
+from saeval.activations.decoding import token_bytes, token_strings
 from saeval.activations.documents import _parts
 from saeval.activations.row_texts import Notes
-from saeval.activations.tokens import token_bytes, token_strings
 from saeval.plugin import Corpus
 from saeval.records import shown_at, with_marks
 

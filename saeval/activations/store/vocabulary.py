@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saeval._util import StoreError
-from saeval.activations.tokens import token_strings
+from saeval.activations.decoding import token_strings
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -73,7 +73,7 @@ async def _gateway(url: str, llm: str, concurrency: int | str, **options: Any) -
     """The gateway, writing down answers and ledger as a run does."""
     from saeval_plugins.llms import LiteLLM, OpenAICompatible
 
-    from saeval.llm import AnswerCache, Budget, CallLedger, Gateway, RoleSettings, rare_garbage_collection
+    from saeval.llm import AnswerCache, Asker, Budget, CallLedger, Gateway, RoleSettings, rare_garbage_collection
     from saeval.plugin import Message, Request
 
     plugin: Any = (
@@ -84,11 +84,8 @@ async def _gateway(url: str, llm: str, concurrency: int | str, **options: Any) -
     settings = RoleSettings(concurrency=concurrency, retries=20)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder, rare_garbage_collection():  # as in a run
         gateway = Gateway(
-            "judge",
-            plugin,
-            model="m",
+            Asker("judge", plugin, "m", settings),
             identity=["m", "1.0"],
-            settings=settings,
             calls=AnswerCache(Path(folder) / "calls.sqlite"),
             log=CallLedger(Path(folder) / "calls.jsonl"),
             budget=Budget(None),

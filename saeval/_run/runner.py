@@ -46,7 +46,7 @@ from saeval._util import (
     without_secrets,
 )
 from saeval.activations import ActivationStore
-from saeval.llm import Asker, Budget, CallLedger, rare_garbage_collection, try_models
+from saeval.llm import Budget, CallLedger, rare_garbage_collection, try_models
 from saeval.models import directions, measure_fidelity, on_gpu, release_models
 from saeval.plugin.registry import Registry
 from saeval.records import Finding, RunResult
@@ -213,11 +213,7 @@ class _Run:
         if not self.session.allow_model_change:
             self.calls.expected = earlier.served
         used = self.task.roles_asked()
-        askers = [
-            Asker(name, role.part.plugin, role.model, role.settings)
-            for name, role in self.task.roles.items()
-            if name in used
-        ]
+        askers = [role.asker for name, role in self.task.roles.items() if name in used]
         run_async(
             partial(
                 try_models,

@@ -198,11 +198,8 @@ async def gateways(
         kept = at_the_end.enter_context(closing(AnswerCache(answers)))
         lent = {
             name: Gateway(
-                name,
-                role.part.plugin,
-                model=role.model,
+                role.asker,
                 identity=role.identity,
-                settings=role.settings,
                 calls=kept,
                 log=calls,
                 budget=budget,
@@ -211,9 +208,8 @@ async def gateways(
             )
             for name, role in roles.items()
         }
-        for name in lent:
-            role = roles[name]
-            at_the_end.push_async_callback(close, name, role.model, role.part.plugin, tell)
+        for role in roles.values():
+            at_the_end.push_async_callback(close, role.asker, tell)
         try:
             yield lent
         finally:  # all at once, and before any connection is closed

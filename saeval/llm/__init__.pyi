@@ -1,7 +1,7 @@
 from saeval.llm.budget import Budget as Budget
 from saeval.llm.cache import AnswerCache as AnswerCache, answer_json as answer_json
 from saeval.llm.closing import close as close
-from saeval.llm.first_calls import Asker as Asker, try_models as try_models
+from saeval.llm.first_calls import try_models as try_models
 from saeval.llm.gateway import Gateway as Gateway, rare_garbage_collection as rare_garbage_collection
 from saeval.llm.ledger import (
     Call as Call,
@@ -13,7 +13,7 @@ from saeval.llm.ledger import (
     ledgers_in as ledgers_in,
 )
 from saeval.llm.replay_export import export_replies as export_replies
-from saeval.llm.role import Concurrency as Concurrency, RoleSettings as RoleSettings
+from saeval.llm.role import Asker as Asker, Concurrency as Concurrency, RoleSettings as RoleSettings
 from saeval.llm.splitting import join_replies as join_replies, split_request as split_request
 from saeval.llm.transcript import (
     PromptReply as PromptReply,

@@ -14,7 +14,7 @@ from saeval.llm.budget import Budget, known_dollars
 from saeval.llm.concurrency import AdaptiveLimiter, Limiter
 from saeval.llm.pricing import Pricing
 from saeval.llm.retries import Attempts, Timeout, Waits
-from saeval.llm.role import RoleSettings
+from saeval.llm.role import Asker, RoleSettings
 from saeval.llm.truncation import TruncationPolicy
 from saeval.plugin.base import LLM
 from saeval.records import FillReply, LogprobReply, Reply, Usage, readable
@@ -82,10 +82,7 @@ class Caller:
     """Asks one role's model.
 
     Args:
-        role: Role of the spec.
-        llm: The plugin that makes the calls.
-        model: The model as the spec names it.
-        settings: The role's settings.
+        asker: The role with its model.
         budget: The run's spending limit.
         begin: Called before each attempt, once the limiter admits it; an exception from it ends the question.
         tell: Called with a message to the user when the run has to wait.
@@ -93,15 +90,13 @@ class Caller:
 
     def __init__(
         self,
-        role: str,
-        llm: LLM,
-        model: str,
-        settings: RoleSettings,
+        asker: Asker,
         budget: Budget,
         begin: Callable[[Question], None],
         tell: Callable[[str], None],
     ):
-        self._llm, self._model, self._settings = llm, model, settings
+        role, llm, self._model, settings = asker
+        self._llm, self._settings = llm, settings
         self._budget, self._begin = budget, begin
         self._spending = budget.role(free=llm.in_process or llm.batches or _costs_nothing(settings))
         self._limiter = _limiter(llm, settings)

@@ -5,36 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 from saeval._util import InputError, LLMError, Refused
 from saeval.llm.budget import Budget, known_dollars
 from saeval.llm.closing import close
 from saeval.llm.ledger import Call, CallLedger, Earlier
 from saeval.llm.retries import Attempts
-from saeval.llm.role import RoleSettings
-from saeval.plugin.base import LLM
+from saeval.llm.role import Asker
 from saeval.records import LogprobRequest, Message, Reply, Request, Usage
 
 PROBE = "Answer with the word ok."
 _SCORED = LogprobRequest(("A first",), (" word",))
 _TOKENS = 16  # the smallest limit that every provider accepts
-
-
-class Asker(NamedTuple):
-    """A role whose model is tested.
-
-    Attributes:
-        role: Role of the spec.
-        llm: The plugin that makes the calls.
-        model: Model as the spec names it.
-        settings: The role's settings.
-    """
-
-    role: str
-    llm: LLM
-    model: str
-    settings: RoleSettings
 
 
 async def try_models(
@@ -67,7 +49,7 @@ async def try_models(
         usages = await asyncio.gather(*(_tried(asker, log, patience, tell) for asker in new))
     finally:
         for asker in new:
-            await close(asker.role, asker.model, asker.llm, tell)
+            await close(asker, tell)
     told: dict[str, Usage] = {asker.role: usage for asker, usage in zip(new, usages, strict=True)}
     for usage in usages:
         budget.spent += known_dollars(usage)

@@ -22,9 +22,8 @@ from saeval.llm.cache import AnswerCache
 from saeval.llm.caller import Bill, Caller, CallState, Question
 from saeval.llm.ledger import Call, CallLedger
 from saeval.llm.retries import Attempts
-from saeval.llm.role import RoleSettings
+from saeval.llm.role import Asker
 from saeval.llm.splitting import all_or_none, join_replies, split_request
-from saeval.plugin.base import LLM
 from saeval.records import (
     FillReply,
     FillRequest,
@@ -50,11 +49,8 @@ class Gateway(LanguageModel):
     """The language model of one role, as steps use it: adds cache, retries, budget and ledger to the plugin.
 
     Args:
-        role: Role of the spec.
-        llm: The plugin that makes the calls.
-        model: The model as the spec names it.
+        asker: The role with its model.
         identity: Everything besides the request that answers depend on; part of the cache key.
-        settings: The role's settings.
         calls: The cache of answers.
         log: The run's ledger.
         budget: The run's spending limit.
@@ -64,27 +60,24 @@ class Gateway(LanguageModel):
 
     def __init__(
         self,
-        role: str,
-        llm: LLM,
+        asker: Asker,
         *,
-        model: str,
         identity: JsonValue,
-        settings: RoleSettings,
         calls: AnswerCache,
         log: CallLedger,
         budget: Budget,
         tell: Callable[[str], None] = lambda text: None,
         patience: float = 0.0,
     ):
-        self._role, self._llm, self._model = role, llm, model
-        self._identity, self._settings = json_text(identity), settings
+        self._role, self._llm, self._model, self._settings = asker
+        self._identity = json_text(identity)
         self._calls, self._log = calls, log
-        self._books = Bookkeeper(calls, log, model)
+        self._books = Bookkeeper(calls, log, asker.model)
         self._asking: dict[str, CallState] = {}
         self._patience = patience
         refresh_environment()
-        self._leased = settings.cache and not llm.batches
-        self._caller = Caller(role, llm, model, settings, budget, self._lease, tell)
+        self._leased = asker.settings.cache and not asker.llm.batches
+        self._caller = Caller(asker, budget, self._lease, tell)
         self._tell = tell
         self._said: set[str] = set()
 

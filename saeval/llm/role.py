@@ -1,12 +1,13 @@
-"""Settings of a language model's role in a spec."""
+"""A language model's role in a spec, and its settings."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field
 
 from saeval._util import Documented
+from saeval.plugin.base import LLM
 
 
 def _auto_or_count(value: Any) -> Any:
@@ -45,3 +46,19 @@ class RoleSettings(Documented):
     """Price per million prompt tokens in dollars, if the provider's price is unknown."""
     usd_per_million_output: float | None = Field(default=None, ge=0)
     """Price per million generated tokens in dollars."""
+
+
+class Asker(NamedTuple):
+    """A role with its language model.
+
+    Attributes:
+        role: Role of the spec.
+        llm: The plugin that makes the calls.
+        model: The model as the spec names it.
+        settings: The role's settings.
+    """
+
+    role: str
+    llm: LLM
+    model: str
+    settings: RoleSettings

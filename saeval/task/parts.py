@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import JsonValue
 
 from saeval._util import content_hash
-from saeval.llm import RoleSettings
+from saeval.llm import Asker, RoleSettings
 from saeval.plugin.base import LLM, ActivationSource, Explainer, Plugin, Sampler, Scorer, Step, Tracker
 from saeval.plugin.registry import Loaded
 from saeval.records import MAIN, Measure
@@ -74,6 +74,11 @@ class RolePart:
     model: str
     part: Part[LLM]
     settings: RoleSettings
+
+    @property
+    def asker(self) -> Asker:
+        """The role as the gateway to its model uses it."""
+        return Asker(self.role, self.part.plugin, self.model, self.settings)
 
     @property
     def identity(self) -> JsonValue:

@@ -11,12 +11,12 @@ from saeval.llm.budget import Budget
 from saeval.llm.cache import AnswerCache
 from saeval.llm.gateway import Gateway
 from saeval.llm.ledger import CallLedger
-from saeval.llm.role import RoleSettings
+from saeval.llm.role import Asker, RoleSettings
 
 
 def gateway(folder, llm, *, limit=None, identity="m", patience=0.0, **settings):
     return Gateway(
-        "judge", llm, model=f"{llm.name}/{llm.model}", identity=identity, settings=RoleSettings(**settings),
+        Asker("judge", llm, f"{llm.name}/{llm.model}", RoleSettings(**settings)), identity=identity,
         calls=AnswerCache(folder / "calls.sqlite"), log=CallLedger(folder / "calls.jsonl"), budget=Budget(limit),
         patience=patience,
     )  # fmt: skip

@@ -31,7 +31,7 @@ from saeval.llm.budget import Budget
 from saeval.llm.cache import AnswerCache
 from saeval.llm.gateway import Gateway
 from saeval.llm.ledger import Call, CallLedger
-from saeval.llm.role import RoleSettings
+from saeval.llm.role import Asker, RoleSettings
 from saeval.plugin import LLM, LogprobRequest, Refused, Reply, Request, Usage
 from saeval.plugin.registry import Registry
 from saeval.task.loader import load_task
@@ -554,7 +554,7 @@ def told_of(folder, llm, *requests, **settings):
     """Ask all at once, and return what a user is told."""
     told = []
     gate = Gateway(
-        "judge", llm, model="m", identity="m", settings=RoleSettings(**settings), calls=AnswerCache(folder / "calls.sqlite"),
+        Asker("judge", llm, "m", RoleSettings(**settings)), identity="m", calls=AnswerCache(folder / "calls.sqlite"),
         log=CallLedger(folder / "calls.jsonl"), budget=Budget(None), tell=told.append,
     )  # fmt: skip
     ask(gate, *requests)

@@ -22,7 +22,7 @@ from saeval.llm.budget import Budget
 from saeval.llm.gateway import Gateway
 from saeval.llm.leases import Leases
 from saeval.llm.ledger import CallLedger
-from saeval.llm.role import RoleSettings
+from saeval.llm.role import Asker, RoleSettings
 from saeval.plugin import LLMError, Request
 
 KEYS = ["0" * 32, "1" * 32]
@@ -32,7 +32,7 @@ def gateway(folder, server, name, **settings):
     """The gateway of a process of its own, as far as its cache and ledger go."""
     llm = OpenAICompatible(model="m", api_base=server.url)
     return Gateway(
-        "judge", llm, model="m", identity="m", settings=RoleSettings(retries=0, **settings), calls=AnswerCache(folder / "calls.sqlite"),
+        Asker("judge", llm, "m", RoleSettings(retries=0, **settings)), identity="m", calls=AnswerCache(folder / "calls.sqlite"),
         log=CallLedger(folder / f"{name}.jsonl"), budget=Budget(None),
     )  # fmt: skip
 

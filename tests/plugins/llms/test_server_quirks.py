@@ -14,7 +14,7 @@ from saeval.llm.budget import Budget
 from saeval.llm.cache import AnswerCache
 from saeval.llm.gateway import Gateway
 from saeval.llm.ledger import CallLedger
-from saeval.llm.role import RoleSettings
+from saeval.llm.role import Asker, RoleSettings
 from saeval.plugin import AnswerSchema, Message, Refused, Request
 
 SCHEMA = AnswerSchema.array(2, (0, 1))
@@ -194,7 +194,7 @@ def test_user_is_told_once_that_prompts_are_changed(tmp_path, client):
     with fake_server("fine") as server:
         server.chooses = without_system("System role not supported")
         gate = Gateway(
-            "judge", client(server), model="m", identity="m", settings=RoleSettings(), budget=Budget(None), tell=told.append,
+            Asker("judge", client(server), "m", RoleSettings()), identity="m", budget=Budget(None), tell=told.append,
             calls=AnswerCache(tmp_path / "calls.sqlite"), log=CallLedger(tmp_path / "calls.jsonl"),
         )  # fmt: skip
         ask(gate, Request.of("no system turn"))

@@ -28,7 +28,7 @@ from saeval.llm.budget import Budget
 from saeval.llm.cache import AnswerCache
 from saeval.llm.gateway import Gateway
 from saeval.llm.ledger import CallLedger
-from saeval.llm.role import RoleSettings
+from saeval.llm.role import Asker, RoleSettings
 from saeval.plugin import (
     LLM,
     Examples,
@@ -316,7 +316,7 @@ FILLED = []
 
 def gateway(folder, **settings):
     return Gateway(
-        "judge", Counting(model="m"), model="counting/m", identity="m", settings=RoleSettings(**settings),
+        Asker("judge", Counting(model="m"), "counting/m", RoleSettings(**settings)), identity="m",
         calls=AnswerCache(folder / "calls.sqlite"), log=CallLedger(folder / "calls.jsonl"), budget=Budget(None),
     )  # fmt: skip
 

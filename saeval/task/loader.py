@@ -15,11 +15,11 @@ from pydantic import JsonValue, ValidationError
 from saeval._util import InputError, Located, PluginError, SpecError, clean, did_you_mean
 from saeval.plugin.base import ActivationSource, Explainer, Need, Plugin, Sampler, Scorer, Step
 from saeval.plugin.registry import Loaded, Registry
-from saeval.records import split_ranking
 from saeval.task.files import find_include, find_spec
+from saeval.task.names import ranking, wrong_names
 from saeval.task.part_maker import PartMaker
 from saeval.task.parts import Cell, Part, RolePart, StepPart, Task
-from saeval.task.spec import OF_ALL_LATENTS, FindingSpec, score_reference
+from saeval.task.spec import OF_ALL_LATENTS
 from saeval.task.spec.document import KeyPath, SpecDocument, override, read_document
 from saeval.task.spec.matrix import axis_id, cells_of
 from saeval.task.spec.models import (
@@ -160,13 +160,14 @@ class _Builder(PartMaker):
 
     def check_names(self, spec: Spec, cells: Sequence[Cell]) -> str:
         """Report names in a spec that its cells do not have; return what ranks the leaderboard."""
-        if spec.checks is not None and spec.checks not in spec.llms:
-            self.fail(("checks",), f"there is no role {spec.checks!r} under llms")
+        for path, mistake in wrong_names(spec, cells):
+            self.fail(path, mistake)
         if not cells:
             return ""
-        self.check_findings(spec.findings, cells[0])
-        self.check_controls(spec.controls, cells)
-        return self.rank_by(spec, cells[0])
+        rank_by, mistake = ranking(spec, cells[0])
+        if mistake:
+            self.fail(("leaderboard", "rank_by"), mistake)
+        return rank_by
 
     def check_parts(self) -> None:
         """If a spec is invalid, report the mistakes in each part that can be parsed."""
@@ -188,38 +189,6 @@ class _Builder(PartMaker):
             self.fail(("latents",), "`select: list` requires `indices`; list the latents, or omit `select`")
         if latents.select != "list" and latents.indices:
             self.fail(("latents", "indices"), "is used only with `select: list`; add it, or omit `indices`")
-
-    def check_controls(self, controls: Sequence[str], cells: Sequence[Cell]) -> None:
-        """Report controls that are not cells of the task, and tasks without other cells."""
-        for i, name in enumerate(controls):
-            if all(cell.baseline != name for cell in cells):
-                ids = dict.fromkeys(value for cell in cells for value in (cell.baseline, *cell.axes.values()) if value)
-                self.fail(
-                    ("controls", i),
-                    f"no cell has the name {name!r}{did_you_mean(name, list(ids))}; give a baseline coder or an id on "
-                    f"an axis of the matrix: {', '.join(ids)}",
-                )
-        if controls and all(cell.baseline is not None for cell in cells):
-            self.fail(("controls",), "every cell is a control; keep one to compare them with")
-
-    def check_findings(self, findings: Sequence[FindingSpec], cell: Cell) -> None:
-        """Report scores and axes in findings that the task does not have."""
-        known = ["baseline", *cell.axes]
-        for i, finding in enumerate(findings):
-            names: list[tuple[KeyPath, object]] = [(("score",), finding.score), (("than",), finding.than)]
-            names += [(("correlation", k), name) for k, name in enumerate(finding.correlation or ())]
-            names += [(("tokens", k), name) for k, name in enumerate(finding.tokens or ())]
-            for place, name in names:
-                if isinstance(name, str) and name != "chance" and (trouble := _no_such_score(name, cell)):
-                    self.fail(("findings", i, *place), trouble)
-            axes: list[KeyPath] = [("cells", axis) for axis in finding.cells]
-            axes += [("than_cells", axis) for axis in finding.than_cells or {}]
-            axes += [("along", finding.along)] if finding.along is not None else []
-            for place in axes:
-                axis = str(place[-1])
-                if axis not in known:
-                    hint = did_you_mean(axis, known)
-                    self.fail(("findings", i, place[0]), f"no axis {axis!r}{hint}; available: {', '.join(known)}")
 
     def check_needs(self, source: Part[ActivationSource], part: Part[Any], path: KeyPath) -> None:
         """Report needs of a part that the source does not provide."""
@@ -456,26 +425,6 @@ class _Builder(PartMaker):
                 cell.alone,
             )
 
-    def rank_by(self, spec: Spec, cell: Cell) -> str:
-        """Return the score that ranks the leaderboard; report it if the cell does not have it."""
-        label, step = next(iter(cell.scorers.items()))
-        wanted = spec.leaderboard.rank_by
-        if wanted is None:
-            return f"{label}.{step.part.plugin.metrics[0].name}"
-        wanted, ranking = split_ranking(wanted)
-        label, _, metric = wanted.partition(".")
-        place = ("leaderboard", "rank_by")
-        if label not in cell.scorers:
-            self.fail(place, f"no scorer {label!r}{did_you_mean(label, list(cell.scorers))}")
-            return ""
-        known = [m.name for m in cell.scorers[label].part.plugin.metrics]
-        metric = metric or known[0]
-        if metric not in known:
-            self.fail(place, f"{label} has no metric {metric!r}; it has: {', '.join(known)}")
-        elif ranking == "lift" and (why := _no_lift(label, cell)):
-            self.fail(place, why)
-        return f"{label}.{metric}" + (f".{ranking}" if ranking else "")
-
 
 def _baseline_name(use: str, plugin: Plugin) -> str:
     """Return the name of a baseline in results: the class's `name` if it comes from a package or a file."""
@@ -484,31 +433,6 @@ def _baseline_name(use: str, plugin: Plugin) -> str:
 
 def _is_built_in(loaded: Loaded) -> bool:
     return loaded.id.startswith("saeval/")
-
-
-def _no_lift(label: str, cell: Cell) -> str:
-    """Return why a scorer has no lift; empty if it has one."""
-    scorer = cell.scorers[label]
-    if not scorer.part.plugin.reads_explanation:
-        return f"{label} does not measure the explanation, so it has no lift; rank by {label} or another scorer"
-    if not any(scorer.baselines is None or name in scorer.baselines for name in cell.floors):
-        return f"{label} has no floor, so it has no lift; add shuffled_explanation to its baselines"
-    return ""
-
-
-def _no_such_score(name: str, cell: Cell) -> str:
-    """Return which part of `LABEL.METRIC of EXPLANATION` a cell does not have; empty if it has all."""
-    label, metric, explanation = score_reference(name)
-    if label not in cell.scorers:
-        return f"no scorer {label!r}{did_you_mean(label, list(cell.scorers))}; available: {', '.join(cell.scorers)}"
-    metrics = [m.name for m in cell.scorers[label].part.plugin.metrics]
-    if metric is not None and metric not in metrics:
-        return f"{label} has no metric {metric!r}{did_you_mean(metric, metrics)}; it has: {', '.join(metrics)}"
-    explanations = ["explanation", *cell.alternatives]
-    if explanation not in explanations:
-        have = ", ".join(explanations)
-        return f"no explanation baseline {explanation!r}{did_you_mean(explanation, explanations)}; available: {have}"
-    return ""
 
 
 def _uses(template: Any, axis: str) -> bool:

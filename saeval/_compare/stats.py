@@ -85,14 +85,26 @@ def mean_interval(
         return float("nan"), float("nan")
     if n == 1:
         return low, high
-    if not np.isfinite([low, high]).all():
-        reached = float(np.abs(x).max())
-        low, high = max(low, -2 * reached), min(high, 2 * reached)
+    low, high = _reached(x, low, high)
     mean = float(x.mean())
     z = float(ndtri((1 + level) / 2))
     ends = _expanded(x, z) if n > MANY else _accelerated(x, _resampled_means(x, rng, resamples), z)
     stretch = float(stdtrit(n - 1, (1 + level) / 2)) / z * np.sqrt(n / (n - 1))
-    reach = _missed(x, _EQUAL * (high - low), level)
+    return _widened(mean, ends, stretch, _missed(x, _EQUAL * (high - low), level), low, high)
+
+
+def _reached(x: Floats, low: float, high: float) -> Interval:
+    """Return the range of a metric; without bounds, up to twice the largest absolute value."""
+    import numpy as np
+
+    if isfinite(low) and isfinite(high):
+        return low, high
+    reached = float(np.abs(x).max())
+    return max(low, -2 * reached), min(high, 2 * reached)
+
+
+def _widened(mean: float, ends: Interval, stretch: float, reach: float, low: float, high: float) -> Interval:
+    """Return an interval stretched about the mean, with the minimum extent `reach` of `_missed`, within the range."""
     below = max((mean - ends[0]) * stretch, (mean - low) * reach)
     above = max((ends[1] - mean) * stretch, (high - mean) * reach)
     return max(low, mean - below), min(high, mean + above)
@@ -146,20 +158,16 @@ def weighted_mean(
     x, w = np.asarray(values, dtype=np.float64), np.asarray(weights, dtype=np.float64)
     w = w / w.sum()
     mean, effective = float(w @ x), float(1 / (w @ w))
-    if not isfinite(high - low):
-        reached = float(np.abs(x).max())
-        low, high = max(low, -2 * reached), min(high, 2 * reached)
+    low, high = _reached(x, low, high)
     if len(x) == 1:
         return Weighted(mean, (low, high) if low < high else None, effective)
     tiles = _tiles(resamples, 24 * len(x), resamples)  # an index, a weight and a value of eight bytes each
     drawn = [rng.integers(0, len(x), size=(k, len(x))) for k in tiles]
     means = np.concatenate([(w[i] * x[i]).sum(axis=1) / w[i].sum(axis=1) for i in drawn])
-    ends = np.quantile(means, (0.025, 0.975))
+    begin, end = np.quantile(means, (0.025, 0.975)).tolist()
     stretch = float(stdtrit(max(effective - 1, 1), 0.975)) / Z95
     reach = _missed(x, _EQUAL * (high - low), 0.95, effective)
-    below = max((mean - float(ends[0])) * stretch, (mean - low) * reach)
-    above = max((float(ends[1]) - mean) * stretch, (high - mean) * reach)
-    return Weighted(mean, (max(low, mean - below), min(high, mean + above)), effective)
+    return Weighted(mean, _widened(mean, (begin, end), stretch, reach, low, high), effective)
 
 
 def _missed(x: Floats, equal: float, level: float, n: float | None = None) -> float:

@@ -17,6 +17,7 @@ from saeval.report.html.svg import Axis, drawing, element, frame, label, title
 
 _WIDTH, _HEIGHT = 360, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 348, 26, 208
+_BINS, _BARS_HEIGHT, _BARS_LEFT, _BARS_TOP = 20, 46, 104, 46  # of histograms
 _COLOURS, _GREYS, _SHAPES = 8, 3, 4
 _MOST_POINTS = 1500
 
@@ -250,72 +251,58 @@ def distribution(
     rows = [(s, values, row) for s, values, row in rows if values]
     if not rows:
         return None
-    height, left, top = 46, 104, 46
-    low, high = next((row.range for _, _, row in rows if row), (None, None))
-    seen = [v for _, values, _ in rows for v in values]
-    least, greatest = min(seen) if low is None else low, max(seen) if high is None else high
-    x = Axis(least, greatest if greatest > least else least + 1, left, _RIGHT)
-    bottom, bins = top + height * len(rows), 20
+    x = _scores_axis(rows)
+    bottom = _BARS_TOP + _BARS_HEIGHT * len(rows)
     parts = [element("text", _titled(scorer, metric), x=12, y=14, class_="name")]
     parts += [
-        element("line", x1=x(v), x2=x(v), y1=top, y2=bottom, class_="grid")
+        element("line", x1=x(v), x2=x(v), y1=_BARS_TOP, y2=bottom, class_="grid")
         + element("text", label(v), x=x(v), y=bottom + 16, class_="tick middle")
         for v in x.ticks(5)
     ]
     said = []
-    for k, (s, values, row) in enumerate(rows):
-        base = top + height * (k + 1)
-        counts = [0] * bins
-        for v in values:
-            counts[min(int((v - x.low) / (x.high - x.low) * bins), bins - 1)] += 1
-        width = (_RIGHT - left) / bins
-        parts += [
-            element(
-                "rect",
-                title(
-                    f"{n} of {len(values)} latents from {label(x.low + i * (x.high - x.low) / bins)} to "
-                    f"{label(x.low + (i + 1) * (x.high - x.low) / bins)}"
-                ),
-                x=left + i * width + 0.5,
-                width=width - 1,
-                y=base - (height - 10) * n / max(counts),
-                height=(height - 10) * n / max(counts),
-                class_=f"column {s.style}",
-            )
-            for i, n in enumerate(counts)
-            if n
-        ]
+    for k, (s, values, row) in enumerate(rows, 1):
         mean = row.value if row and row.value is not None else sum(values) / len(values)
-        parts += [
-            element("line", x1=left, x2=_RIGHT, y1=base, y2=base, class_="axis"),
-            element(
-                "line",
-                title(f"mean {number(mean)}"),
-                x1=x(mean),
-                x2=x(mean),
-                y1=base - height + 8,
-                y2=base,
-                class_="mean",
-            ),
-            element("text", _short(s.name), title(s.name), x=left - 8, y=base - 14, class_="tick end"),
-            element("text", f"n {len(values)}", x=left - 8, y=base - 1, class_="small end"),
-        ]
+        parts += _histogram(s, values, mean, x, _BARS_TOP + _BARS_HEIGHT * k)
         said.append(f"{s.name} mean {number(mean)} over {len(values)}")
     chance = next((row.floor["chance"] for _, _, row in rows if row and "chance" in row.floor), None)
     if chance is not None:
-        parts.append(
-            element(
-                "line",
-                title(f"chance {label(chance)}"),
-                x1=x(chance),
-                x2=x(chance),
-                y1=top - 6,
-                y2=bottom,
-                class_="chance",
-            )
-        )
-        parts.append(element("text", "chance", x=x(chance), y=top - 10, class_="tick middle"))
+        ends = {"x1": x(chance), "x2": x(chance), "y1": _BARS_TOP - 6, "y2": bottom}
+        parts.append(element("line", title(f"chance {label(chance)}"), **ends, class_="chance"))
+        parts.append(element("text", "chance", x=x(chance), y=_BARS_TOP - 10, class_="tick middle"))
     return drawing(_WIDTH, bottom + 24, f"Scores of latents under {scorer}: {'; '.join(said)}.", *parts)
+
+
+def _scores_axis(rows: Sequence[tuple[Series, Sequence[float], ScoreRow | None]]) -> Axis:
+    """Return the horizontal axis of histograms: the metric's range where it is bounded, else that of the scores."""
+    low, high = next((row.range for _, _, row in rows if row), (None, None))
+    seen = [v for _, values, _ in rows for v in values]
+    least, greatest = min(seen) if low is None else low, max(seen) if high is None else high
+    return Axis(least, greatest if greatest > least else least + 1, _BARS_LEFT, _RIGHT)
+
+
+def _histogram(s: Series, values: Sequence[float], mean: float, x: Axis, base: float) -> list[Markup]:
+    """Return the histogram of one cell's scores, from the height `base` upwards, with its mean and name."""
+    counts = [0] * _BINS
+    for v in values:
+        counts[min(int((v - x.low) / (x.high - x.low) * _BINS), _BINS - 1)] += 1
+    edges = [label(x.low + i * (x.high - x.low) / _BINS) for i in range(_BINS + 1)]
+    width = (_RIGHT - _BARS_LEFT) / _BINS
+    parts = []
+    for i, n in enumerate(counts):
+        if not n:
+            continue
+        height = (_BARS_HEIGHT - 10) * n / max(counts)
+        place = {"x": _BARS_LEFT + i * width + 0.5, "width": width - 1, "y": base - height, "height": height}
+        said = title(f"{n} of {len(values)} latents from {edges[i]} to {edges[i + 1]}")
+        parts.append(element("rect", said, **place, class_=f"column {s.style}"))
+    ends = {"x1": x(mean), "x2": x(mean), "y1": base - _BARS_HEIGHT + 8, "y2": base}
+    return [
+        *parts,
+        element("line", x1=_BARS_LEFT, x2=_RIGHT, y1=base, y2=base, class_="axis"),
+        element("line", title(f"mean {number(mean)}"), **ends, class_="mean"),
+        element("text", _short(s.name), title(s.name), x=_BARS_LEFT - 8, y=base - 14, class_="tick end"),
+        element("text", f"n {len(values)}", x=_BARS_LEFT - 8, y=base - 1, class_="small end"),
+    ]
 
 
 def deciles(scorer: str, rows: Sequence[tuple[Series, DecileShares]]) -> Markup:

@@ -232,12 +232,20 @@ def _plan_steps(state: _Planned, tried: _TrialCell, speed: Speed | None) -> Iter
             continue
         title = step.step if step.variant == MAIN else f"{step.step} ({step.variant})"
         found = StepPlan(title, cell.cell.name, latents=len(step.latents))
-        results: dict[int, Explanation | Score] = {}
         if step.part.role is None:
             records = cell.records.first(found.latents)
             results = {record.latent.index: _placeholder_result(step.part, record) for record in records}
         else:
-            found = _plan_calls(task, found, task.roles[step.part.role], step, tried, results, speed)
+            role = task.roles[step.part.role]
+            plugin = role.part.plugin
+            counter = Counter(plugin.can_score, role.settings.max_tokens, plugin.scores_singly)
+            results, why = _try_step(task, step, tried, counter)
+            found = replace(found, model=role.model)
+            if results:
+                found = _plan_calls(found, role, counter, len(results), speed)
+            else:
+                unknown: dict[str, Any] = dict.fromkeys(_QUANTITIES)
+                found = replace(found, **unknown, note=why)
         if results and found.bytes is not None:
             each = sum(map(disk_estimate.journal, results.values())) / len(results)
             found = replace(found, bytes=found.bytes + round(each * found.latents))
@@ -329,30 +337,23 @@ def _corpus_tokens(corpus: Corpus) -> int | None:
     return int(min(found, corpus.tokens or inf))
 
 
-def _plan_calls(
-    task: Task,
-    found: StepPlan,
-    role: RolePart,
-    step: StepWork,
-    tried: _TrialCell,
-    results: dict[int, Explanation | Score],
-    speed: Speed | None,
-) -> StepPlan:
-    """Try a step on a few latents, and return its estimates for all latents.
+def _try_step(
+    task: Task, step: StepWork, tried: _TrialCell, counter: Counter
+) -> tuple[dict[int, Explanation | Score], str]:
+    """Try a step on a few latents of a cell.
 
     Args:
         task: The task.
-        found: The estimates so far.
-        role: The language model.
         step: The step.
         tried: The cell.
-        results: Dictionary that receives the results by latent.
-        speed: Measured speed of the model.
+        counter: Stands for the language model, and counts what it is asked.
+
+    Returns:
+        The results by latent, and why there are none for other latents.
     """
-    plugin = role.part.plugin
-    counter = Counter(plugin.can_score, role.settings.max_tokens, plugin.scores_singly)
+    results: dict[int, Explanation | Score] = {}
     why = tried.why
-    for record in tried.outcome.records.first(found.latents):
+    for record in tried.outcome.records.first(len(step.latents)):
         rng = work.rng(task.run.seed, step.step, step.variant, record.latent)
         try:
             result = asyncio.run(
@@ -364,11 +365,20 @@ def _plan_calls(
         windows = window_texts(record.explain if step.step == work.EXPLAIN else record.score)
         asked, counter.asked = pack(counter.asked, windows, prompt_texts(step.part.part.plugin)), []
         results[record.latent.index] = result.model_copy(update={"asked": asked})
-    found = replace(found, model=role.model)
-    if not results:
-        unknown: dict[str, Any] = dict.fromkeys(_QUANTITIES)
-        return replace(found, **unknown, note=why)
-    share = found.latents / len(results)
+    return results, why
+
+
+def _plan_calls(found: StepPlan, role: RolePart, counter: Counter, tried: int, speed: Speed | None) -> StepPlan:
+    """Return the estimates of a step with those of its calls.
+
+    Args:
+        found: The estimates so far.
+        role: The language model.
+        counter: What it was asked about some of the latents.
+        tried: Number of these latents.
+        speed: Measured speed of the model.
+    """
+    share = found.latents / tried
     calls, taken, given = (round(n * share) for n in (counter.calls, counter.taken, counter.given))
     written = speed.output.get((role.role, role.model), 0.0) if speed else 0.0
     given = max(given, round(calls * written))

@@ -247,8 +247,8 @@ def _firing_rates(outcome: CellState) -> dict[int, float]:
 
 def _deciles(outcome: CellState, label: str) -> DecileShares | None:
     """Return the share of correct judgements per decile; None for scorers without answers per window."""
-    scored = outcome.scored.get((label, MAIN))
-    if scored is None or not any(scored.judged):
+    scored = outcome.scores(label)
+    if not any(scored.judged):
         return None
     *shares, negatives = (right / n if n else None for right, n in zip(scored.right, scored.judged, strict=True))
     *n, negatives_n = scored.judged

@@ -144,7 +144,8 @@ def over_limits(task: Task, result: RunResult) -> list[str]:
 def _score_cautions(outcome: CellState) -> Iterator[str]:
     """Yield the warnings of scorers and sampler about a cell's scores and windows."""
     for label, step in outcome.cell.scorers.items():
-        if (scored := outcome.scored.get((label, MAIN))) is None or not scored.tried:
+        scored = outcome.scores(label)
+        if not scored.tried:
             continue
         columns = {name: list(scored.values(name).values()) for name in scored.metrics()}
         means = {name: sum(column) / len(column) for name, column in columns.items() if column}
@@ -200,11 +201,9 @@ def _unanswered(row: ScoreRow) -> str:
 def _without_probabilities(outcome: CellState) -> Iterator[str]:
     """Yield a warning for each scorer that has no AUROC because the model returned no log-probabilities."""
     for label, step in outcome.cell.scorers.items():
-        scored = outcome.scored.get((label, MAIN))
-        asked = getattr(step.part.plugin, "top_logprobs", 0) and any(
-            m.name == "auroc" for m in step.part.plugin.metrics
-        )
-        if asked and scored and scored.metrics() and "auroc" not in scored.metrics():
+        plugin, have = step.part.plugin, outcome.scores(label).metrics()
+        asked = getattr(plugin, "top_logprobs", 0) and any(metric.name == "auroc" for metric in plugin.metrics)
+        if asked and have and "auroc" not in have:
             yield (
                 f"{outcome.cell.name}: {label}: the model returned no usable log-probabilities, so there is no AUROC."
             )

@@ -56,9 +56,10 @@ def _metrics(outcome: CellState) -> dict[str, list[str]]:
     """Return the metrics of each scorer that any latent has: declared ones in their order, then others."""
     found = {}
     for label, step in outcome.cell.scorers.items():
-        have = outcome.scored[label, MAIN].metrics() if (label, MAIN) in outcome.scored else []
         own = [metric.name for metric in step.part.plugin.metrics]
-        found[label] = sorted(have, key=lambda name: own.index(name) if name in own else len(own))
+        found[label] = sorted(
+            outcome.scores(label).metrics(), key=lambda name: own.index(name) if name in own else len(own)
+        )
     return found
 
 

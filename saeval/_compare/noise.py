@@ -79,9 +79,9 @@ def _of_shares(sides: Sequence[Sequence[bool]]) -> ScoreNoise | None:
     )
 
 
-def wilson(hits: int, n: int, z: float = Z95) -> Interval:
+def wilson(hits: int, n: int) -> Interval:
     """Return the score interval of a share (Wilson 1927)."""
-    p, z2 = hits / n, z * z
+    p, z, z2 = hits / n, Z95, Z95 * Z95
     centre, half = (p + z2 / (2 * n)) / (1 + z2 / n), z * sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
     return max(0.0, min(centre - half, p)), min(1.0, max(centre + half, p))
 
@@ -98,15 +98,15 @@ def _of_ranking(judged: Sequence[Outcome], area: float) -> ScoreNoise | None:
     return ScoreNoise(variance, partial(_newcombe, area, len(up), len(down)))
 
 
-def _newcombe(area: float, m: int, n: int, z: float = Z95) -> Interval:
-    """Return the interval of an AUROC: true areas within z of their own standard errors (Newcombe 2006, method 5)."""
+def _newcombe(area: float, m: int, n: int) -> Interval:
+    """Return the interval of an AUROC: areas within 1.96 of their own standard errors (Newcombe 2006, method 5)."""
     from scipy.optimize import brentq
 
     more = (m + n) / 2 - 1
 
     def away(true: float, side: int) -> float:
         spread = 1 + more * (1 - true) / (2 - true) + more * true / (1 + true)
-        return side * (true - area) - z * sqrt(true * (1 - true) * spread / (m * n))
+        return side * (true - area) - Z95 * sqrt(true * (1 - true) * spread / (m * n))
 
     near = 1e-9  # keeps the search away from areas of 0 and 1, which have no error
     low = brentq(away, 0, area - near, args=(-1,)) if area > near else 0.0

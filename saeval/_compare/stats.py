@@ -26,6 +26,7 @@ POWER80 = Z95 + 0.84
 """Size of a difference, in standard errors, that is detected at 5 % in four of five samples."""
 MANY = 20_000
 """Number of values above which intervals and tests use normal theory, which agrees with resampling there."""
+_LEVEL = 0.95  # nominal coverage of intervals
 _TILE_BYTES = 64 << 20  # memory that the resamples of one tile may take
 _TILE = 500  # maximum resamples per tile
 _EQUAL = 1e-3  # maximum difference of scores that count as equal, as a share of the metric's range
@@ -38,21 +39,21 @@ _DECIMALS = 12  # scores are rounded to these, so that differences by order of s
 
 
 def mean_interval(
-    values: ArrayLike, rng: np.random.Generator, *, low: float, high: float, level: float = 0.95, resamples: int = 2000
+    values: ArrayLike, rng: np.random.Generator, *, low: float, high: float, resamples: int = 2000
 ) -> Interval:
-    """Return a bootstrap interval for the mean over latents, valid at the bounds of the metric's range.
+    """Return a bootstrap 95 % interval for the mean over latents, valid at the bounds of the metric's range.
 
     Uses the bias-corrected and accelerated bootstrap (BCa, Efron 1987), which adapts to skewed scores. The interval is
     stretched about the mean by t(n-1)/z · √(n/(n-1)), because the plain one is too narrow for few latents, and clipped
     to the range. Assumes that latents are drawn independently of each other.
 
     Resampling equal values shows no spread, so the interval has a minimum extent. The largest share of latents that n
-    draws can miss is `1 - (1-level)^(1/n)` with this confidence (the rule of three). If all values are equal, the
-    interval extends as far as the mean would move if that share were at the end of the range. If only some are equal,
-    it extends at least that far times the square of their share. Values count as equal if they differ by at most a
-    thousandth of the range. So values that differ only by noise get the width of equal
-    ones. A metric without bounds is assumed to reach to twice the largest absolute value, so the width is zero only if
-    all its values are 0; for a single value, the interval is the metric's whole range.
+    draws can miss is `1 - .05^(1/n)` with this confidence (the rule of three). If all values are equal, the interval
+    extends as far as the mean would move if that share were at the end of the range. If only some are equal, it extends
+    at least that far times the square of their share. Values count as equal if they differ by at most a thousandth of
+    the range. So values that differ only by noise get the width of equal ones. A metric without bounds is assumed to
+    reach to twice the largest absolute value, so the width is zero only if all its values are 0; for a single value,
+    the interval is the metric's whole range.
 
     Above `MANY` values, the quantiles come from the Cornish-Fisher expansion of the resampled means. It is fast, and
     differs from resampling by less than two resamplings differ from each other.
@@ -62,7 +63,6 @@ def mean_interval(
         rng: Random generator for the resamples.
         low: Minimum of the metric, or -inf.
         high: Maximum of the metric, or inf.
-        level: Nominal coverage.
         resamples: Number of bootstrap means.
 
     Returns:
@@ -87,10 +87,10 @@ def mean_interval(
         return low, high
     low, high = _reached(x, low, high)
     mean = float(x.mean())
-    z = float(ndtri((1 + level) / 2))
+    z = float(ndtri(0.975))
     ends = _expanded(x, z) if n > MANY else _accelerated(x, _resampled_means(x, rng, resamples), z)
-    stretch = float(stdtrit(n - 1, (1 + level) / 2)) / z * np.sqrt(n / (n - 1))
-    return _widened(mean, ends, stretch, _missed(x, _EQUAL * (high - low), level), low, high)
+    stretch = float(stdtrit(n - 1, 0.975)) / z * np.sqrt(n / (n - 1))
+    return _widened(mean, ends, stretch, _missed(x, _EQUAL * (high - low)), low, high)
 
 
 def _reached(x: Floats, low: float, high: float) -> Interval:
@@ -166,11 +166,11 @@ def weighted_mean(
     means = np.concatenate([(w[i] * x[i]).sum(axis=1) / w[i].sum(axis=1) for i in drawn])
     begin, end = np.quantile(means, (0.025, 0.975)).tolist()
     stretch = float(stdtrit(max(effective - 1, 1), 0.975)) / Z95
-    reach = _missed(x, _EQUAL * (high - low), 0.95, effective)
+    reach = _missed(x, _EQUAL * (high - low), effective)
     return Weighted(mean, _widened(mean, (begin, end), stretch, reach, low, high), effective)
 
 
-def _missed(x: Floats, equal: float, level: float, n: float | None = None) -> float:
+def _missed(x: Floats, equal: float, n: float | None = None) -> float:
     """Return the minimum extent of an interval because of equal values (see `mean_interval`).
 
     It is a share of the distance from the mean to the end of the range. `n` is the effective number of values if it
@@ -180,7 +180,7 @@ def _missed(x: Floats, equal: float, level: float, n: float | None = None) -> fl
 
     ordered = np.sort(x)
     alike = np.searchsorted(ordered, ordered + equal, side="right") - np.arange(len(x))
-    largest_missed = 1 - (1 - level) ** (1 / (n or len(x)))
+    largest_missed = 1 - (1 - _LEVEL) ** (1 / (n or len(x)))
     return float(largest_missed * float(alike.max() / len(x)) ** 2)
 
 
@@ -198,7 +198,7 @@ def least_error(differences: ArrayLike, low: float, high: float) -> float:
     if not len(d):
         return inf
     span = high - low if isfinite(high - low) else 2 * float(np.abs(d).max())
-    return _missed(d, _EQUAL * span, 0.95) * span / Z95
+    return _missed(d, _EQUAL * span) * span / Z95
 
 
 def _resampled_means(x: Floats, rng: np.random.Generator, resamples: int) -> Floats:
@@ -581,15 +581,14 @@ def difference_errors(covariance: ArrayLike, pairs: Sequence[tuple[int, int]]) -
     return found
 
 
-def detectable_difference(errors: Sequence[float], power: float = 0.8) -> float | None:
+def detectable_difference(errors: Sequence[float]) -> float | None:
     """Return the minimum detectable difference over a family of tests at 5 %; None for no test or an unknown error.
 
-    It is the difference that the family's median test finds with this power after Bonferroni's correction: the first
-    step of Holm's, which a single difference among many must pass.
+    It is the difference that the family's median test finds in four of five samples after Bonferroni's correction: the
+    first step of Holm's, which a single difference among many must pass.
 
     Args:
         errors: Standard error of each difference that is tested.  [tests]
-        power: Probability of finding it.
 
     Example:
         >>> round(detectable_difference([0.02]), 3), round(detectable_difference([0.02] * 10), 3)
@@ -599,7 +598,7 @@ def detectable_difference(errors: Sequence[float], power: float = 0.8) -> float 
 
     if not errors or not isfinite(median(errors)):
         return None
-    return float(ndtri(power) - ndtri(0.025 / len(errors))) * median(errors)
+    return float(ndtri(0.8) - ndtri(0.025 / len(errors))) * median(errors)
 
 
 def power_of_near(margin: float, ci95: Interval) -> float:
@@ -690,7 +689,7 @@ def _rank_interval(a: Floats, b: Floats, r: float) -> Interval:
     jackknifed = sqrt((groups - 1) * float(np.var(moved)))
     half = max(Z95 * sqrt((1 + r * r / 2) / (n - 3)), float(stdtrit(groups - 1, 0.975)) * jackknifed)
     _, alike = np.unique(np.stack([a, b]), axis=1, return_inverse=True)
-    reach = _missed(alike.ravel().astype(np.float64), 0, 0.95)
+    reach = _missed(alike.ravel().astype(np.float64), 0)
     return min(tanh(centre - half), r - reach * (r + 1)), max(tanh(centre + half), r + reach * (1 - r))
 
 

@@ -27,8 +27,8 @@ class TypedText:
         InputError: If there is none, or the spec, a model or a coder cannot be loaded.
     """
 
-    def __init__(self, run_dir: Path, registry: Registry | None = None):
-        task = load_task(run_dir / "spec.yaml", registry=registry or Registry())
+    def __init__(self, run_dir: Path):
+        task = load_task(run_dir / "spec.yaml", registry=Registry())
         sources = {cell.name: cell.source.plugin for cell in task.cells}
         self._sources = {name: s for name, s in sources.items() if "text" in s.offers()}
         self.cells = [*self._sources]

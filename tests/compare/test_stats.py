@@ -409,8 +409,8 @@ def test_equal_weighted_values_reach_as_far_as_so_many_effective_latents_can_mis
 def test_a_share_of_equal_values_reaches_its_square_of_the_way():
     x = np.array([0.2, 0.5, 0.5004, 0.5008, 0.9])  # three within a thousandth
     missed = 1 - 0.05 ** (1 / 5)
-    assert stats._missed(x, 1e-3, 0.95) == pytest.approx(missed * (3 / 5) ** 2)
-    assert stats._missed(x, 0.0, 0.95) == pytest.approx(missed * (1 / 5) ** 2)
+    assert stats._missed(x, 1e-3) == pytest.approx(missed * (3 / 5) ** 2)
+    assert stats._missed(x, 0.0) == pytest.approx(missed * (1 / 5) ** 2)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ _CALLS = ("latent", "step", "variant", "prompt", "reply", "status")
 _SEEN = ("latent", "group", "context", "start", "tokens", "activations")
 _LISTS = ("neighbours", "cosines", "promoted", "suppressed", "histogram")
 _JUDGEMENTS = ("latent", "scorer", "variant", "example", "active", "predicted", "probability", "status", "reason")
+_MOST_REASONS = 5
 _WRITTEN = ("tokens", "activations")  # of texts written for a latent; missing in files of earlier versions
 
 
@@ -132,7 +133,7 @@ class CellTables:
                 shares[i][r.scorer] = (float(rank) - 0.5) / len(known)
         return [rounded(max(s.values()) - min(s.values())) if len(s) > 1 else None for s in shares]
 
-    def failures(self, most: int = 5) -> list[tuple[str, str, int]]:
+    def failures(self) -> list[tuple[str, str, int]]:
         """Return the most frequent reasons for missing explanations or answers: step, reason, number."""
         counts: dict[tuple[str, str], int] = {}
         for rows in self.explanations.values():
@@ -146,7 +147,7 @@ class CellTables:
         for scorer, status, reason in self._judgements.where_not("status", "ok", ("scorer", "status", "reason")):
             key = (scorer, f"{status}: {reason}" if reason else status)
             counts[key] = counts.get(key, 0) + 1
-        return sorted(((s, r, n) for (s, r), n in counts.items()), key=lambda x: -x[2])[:most]
+        return sorted(((s, r, n) for (s, r), n in counts.items()), key=lambda x: -x[2])[:_MOST_REASONS]
 
     def details(self, latents: Sequence[int]) -> tuple[dict[str, Any], bytes]:
         """Return the content of latents' pages: explanations, windows by role, judgements by scorer and variant.

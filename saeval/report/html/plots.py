@@ -20,6 +20,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 348, 26, 208
 _BINS, _BARS_HEIGHT, _BARS_LEFT, _BARS_TOP = 20, 46, 104, 46  # of histograms
 _COLOURS, _GREYS, _SHAPES = 8, 3, 4
 _MOST_POINTS = 1500
+_LONGEST = 15  # characters of a name beside a histogram
 
 
 @dataclass(frozen=True)
@@ -379,5 +380,5 @@ def _titled(scorer: str, metric: str) -> str:
     return f"{scorer}: {metric.replace('_', ' ')}"
 
 
-def _short(text: str, most: int = 15) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"

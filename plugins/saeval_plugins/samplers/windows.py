@@ -2,8 +2,9 @@
 
 Windows tile the text. If the latent fires near the beginning or end of a window, the window is moved by up to a quarter
 of its length, so that there is text on both sides (`ActivationStore.begin_around`). Non-activating windows are shifted
-as often and as far: each as one of the activating windows, drawn at random, would be if nothing limited its shift.
-Otherwise only activating windows would begin between tiles, and text that recurs at the same place in each document
+as often and as far: each as one of the activating windows, drawn at random from those inside a context, would be if
+only its firings limited the shift. Otherwise only activating windows would begin between tiles (or, where a latent
+fires in long runs that tiles cut, only non-activating ones), and text that recurs at the same place in each document
 would tell a judge which windows these are.
 """
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DECILES = 10
-_DRAWS = 7  # increased whenever the same options give other windows than before, so that no run mixes both
+_DRAWS = 8  # increased whenever the same options give other windows than before, so that no run mixes both
 
 
 class _WindowSampler(Sampler):
@@ -145,14 +146,14 @@ class _WindowSampler(Sampler):
             groups: Activating and silent windows of each side in turn, four arrays.
             rngs: Generator of each side, which draws for its silent windows whose shifts they have.
         """
-        activating, silent = groups[::2], groups[1::2]
-        own = store.shifts_around(latent, np.concatenate(activating), self.window)
-        sides = np.split(own, [len(activating[0])])
-        shifts = [
-            part
-            for around, ids, rng in zip(sides, silent, rngs, strict=True)
-            for part in (around, around[rng.integers(len(around), size=len(ids))])
-        ]
+        activating = np.concatenate(groups[::2])
+        own = store.shifts_around(latent, activating, self.window)
+        movable = ~store.at_edge(activating, self.window)
+        here = np.arange(len(own)) < len(groups[0])
+        shifts = []
+        for side, silent, rng in zip((here, ~here), groups[1::2], rngs, strict=True):
+            lent = own[side & movable] if (side & movable).any() else own[side]
+            shifts += [own[side], lent[rng.integers(len(lent), size=len(silent))]]
         ids = np.concatenate(groups)
         begins = store.shifted(latent, ids, self.window, np.concatenate(shifts))
         is_silent = np.repeat([False, True, False, True], [len(group) for group in groups])

@@ -575,7 +575,9 @@ class ActivationStore:
         return self.shifted(latent, ids, window, self.shifts_around(latent, ids, window))
 
     def shifts_around(self, latent: int, ids: NDArray[np.int64], window: int) -> NDArray[np.int64]:
-        """Return by how many tokens `begin_around` shifts activating windows if nothing limits it.  [windows]
+        """Return by how many tokens `begin_around` shifts activating windows if only their firings limit it.  [windows]
+
+        No window is moved onto further firings, such as the rest of a run that it cuts.
 
         Args:
             latent: The latent.
@@ -590,7 +592,8 @@ class ActivationStore:
         margin = window // 4
         back = np.clip(np.minimum(margin - before, after - margin), 0, None)
         ahead = np.clip(np.minimum(margin - after, before - margin), 0, None)
-        return np.asarray(ahead - back)
+        least, most = self._between_firings(latent, begin, window)
+        return np.asarray(np.clip(ahead - back, least - begin, most - begin))
 
     def shifted(self, latent: int, ids: NDArray[np.int64], window: int, shifts: NDArray[np.int64]) -> NDArray[np.int64]:
         """Shift windows as far as the set of firings in each stays the same; return their starts.
@@ -609,15 +612,41 @@ class ActivationStore:
             Positions, for `examples_at`.  [windows]
         """
         begin = self.begin_of(ids, window)
-        position = self._stored(latent)[0]
-        low, high = firings_between(position, begin, window)
+        first, last = self._edges(begin, window)
+        lowest, highest = self._between_firings(latent, begin, window)
+        lowest, highest = np.maximum(first, lowest), np.minimum(last, highest)
+        moved = np.clip(begin + shifts, np.minimum(lowest, begin), np.maximum(highest, begin))
+        inside = (np.minimum(begin, moved) > first) & (np.maximum(begin, moved) < last)
+        return np.asarray(np.where(inside, moved, begin))
+
+    def at_edge(self, ids: NDArray[np.int64], window: int) -> NDArray[np.bool_]:
+        """Return which windows begin or end their context (with roles, their turn), so that `shifted` never moves them.
+
+        Args:
+            ids: Window numbers.
+            window: Tokens per window.
+        """
+        begin = self.begin_of(ids, window)
+        first, last = self._edges(begin, window)
+        return np.asarray((begin == first) | (begin == last))
+
+    def _edges(self, begin: NDArray[np.int64], window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the first and last start of a window in the context, with roles the turn, of each start."""
         context = begin // self.length
         first, last = context * self.length + self.lead, context * self.length + self.lengths[context] - window
         if self._of_roles:
             turn_begins, turn_ends = self._turns_of(begin)
             first, last = np.maximum(first, turn_begins), np.minimum(last, turn_ends - window)
-        outer = np.concatenate([[-1], position.astype(np.int64), [self.tokens.size]])
-        lowest, highest = np.maximum(first, outer[low] + 1), np.minimum(last, outer[high + 1] - window)
-        moved = np.clip(begin + shifts, np.minimum(lowest, begin), np.maximum(highest, begin))
-        inside = (np.minimum(begin, moved) > first) & (np.maximum(begin, moved) < last)
-        return np.asarray(np.where(inside, moved, begin))
+        return first, last
+
+    def _between_firings(
+        self, latent: int, begin: NDArray[np.int64], window: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the first and last start of each window at which no firing before or after it is in the window."""
+        position = self._stored(latent)[0]
+        low, high = firings_between(position, begin, window)
+        first, last = np.zeros_like(begin), np.full_like(begin, self.tokens.size - window)
+        after_one, before_one = low > 0, high < len(position)
+        first[after_one] = position[low[after_one] - 1].astype(np.int64) + 1
+        last[before_one] = position[high[before_one]].astype(np.int64) - window
+        return first, last

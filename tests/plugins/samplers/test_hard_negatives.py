@@ -500,7 +500,7 @@ def test_random_is_meant_where_nothing_is_said_and_is_fingerprinted_alike():
     assert short == long_
     options = {"window": 32, "explain": 40, "explain_non_activating": 20, "score": 100}
     plain = ["random", {**options, "non_activating": {"use": "random", "n": 20}}, []]
-    assert short.fingerprint() == long_.fingerprint() == [plain, 7]  # the seventh way of drawing
+    assert short.fingerprint() == long_.fingerprint() == [plain, 8]  # the eighth way of drawing
 
 
 def test_fingerprint_depends_on_every_option_and_on_the_weights_of_a_local_model(tmp_path):

@@ -52,6 +52,24 @@ def store(tmp_path_factory):
     return write(tmp_path_factory.mktemp("surface") / "store", data, activations, budget=10**7)
 
 
+@pytest.fixture(scope="module")
+def run_store(tmp_path_factory):
+    """Latents fire in runs of 16 or 40 tokens, where every 32nd token of a document is the same."""
+    data, rng = corpus(), np.random.default_rng(1)
+    data.tokens[:, 1:] = rng.choice(WORDS, size=(500, 199))
+    data.tokens[:, 1::32] = HEADER[0]
+    data.lengths[:] = 161
+    data.mask[:, 1:] = np.arange(1, 200) < 161
+    activations = np.zeros((*data.tokens.shape, LATENTS), dtype=np.float32)
+    for latent in range(LATENTS):
+        run = [16, 40][latent % 2]
+        begins = rng.random((500, 200 + run)) < [0.001, 0.002, 0.006][latent % 3]
+        for shift in range(run):
+            activations[..., latent] += begins[:, shift : shift + 200]
+    activations *= data.mask[..., None]
+    return write(tmp_path_factory.mktemp("surface") / "runs", data, activations, budget=10**7)
+
+
 def features(prompt: list[Example]) -> Iterator[np.ndarray]:
     """Yield what a judge sees of each window: its first, last and other words, and what it shares with the others."""
     ids = [window.token_ids for window in prompt]
@@ -77,6 +95,15 @@ def features(prompt: list[Example]) -> Iterator[np.ndarray]:
     ids=lambda sampler: getattr(sampler.non_activating, "use", sampler.name),
 )
 def test_a_classifier_of_what_windows_look_like_is_at_chance(store, sampler):
+    assert accuracy(store, sampler) == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_classifier_is_at_chance_where_tiles_cut_runs_of_firings(run_store):
+    assert accuracy(run_store, RandomSampler(**OPTIONS, non_activating={"n": 60})) == pytest.approx(0.5, abs=0.03)
+
+
+def accuracy(store, sampler) -> float:
+    """Return the balanced accuracy of a classifier that learns from what windows look like, on other latents."""
     x, y, latents = [], [], []
     for latent in range(LATENTS):
         record = sampler.sample(store, LatentId("h", latent), derive_rng(0, "sample", latent))
@@ -94,4 +121,4 @@ def test_a_classifier_of_what_windows_look_like_is_at_chance(store, sampler):
         train = latents % 4 // 2 == part
         judge = LogisticRegression(C=0.01, class_weight="balanced", max_iter=200).fit(x[train], y[train])
         scores.append(balanced_accuracy_score(y[~train], judge.predict(x[~train])))
-    assert np.mean(scores) == pytest.approx(0.5, abs=0.03)
+    return float(np.mean(scores))

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from saeval.plugin import REFERENCES, Context, Example, Examples, Judge, Need, Question, marked_line
 from saeval_plugins.prompts import load
+from saeval_plugins.scorers._patterns import beginning, lent
 
 _FIXED_SEED = 22
 
@@ -32,11 +33,11 @@ class Fuzzing(Judge):
     are on tokens that rarely recur across windows, while correct marks are on tokens that do; a judge can exploit this
     unless `batch` is 1.
 
-    `matched`: the pattern is copied to a non-activating window; patterns are used in turn, in an order drawn per
-    latent. `active`: the pattern is copied to another activating window in which no mark is on a firing token, so that
-    only the marked tokens carry information, not the text. A random half of the windows provides patterns for the other
-    half. Each pattern is used once, and windows without a partner are dropped on both sides, so each pattern is correct
-    as often as wrong.
+    `matched`: the pattern is copied to a non-activating window; patterns are used equally often. `active`: the pattern
+    is copied to another activating window in which no mark is on a firing token, so that only the marked tokens carry
+    information, not the text. A random half of the windows provides patterns for the other half. Each pattern is used
+    once, and windows without a partner are dropped on both sides, so each pattern is correct as often as wrong. Both
+    modes copy patterns between windows that begin as alike as possible relative to tiles.
 
     `fixed`: as in EleutherAI/delphi (commit 3c2e139), for comparison with its numbers. Each non-activating window gets
     as many marks as an activating window has on average, always at the same positions: first at three quarters of the
@@ -73,14 +74,16 @@ class Fuzzing(Judge):
         if decoy is not None:
             wrong = [(window, self._marks(window)) for window in decoy.activating]
         elif self.negatives == "active":
-            pairs = self._disjoint(shuffled[::2], shuffled[1::2])
+            alike = sorted(shuffled, key=beginning)  # so that both halves have windows that begin alike
+            pairs = self._disjoint(alike[::2], alike[1::2])
             right, wrong = [lender for lender, _ in pairs], [(window, self._marks(lender)) for lender, window in pairs]
         elif self.negatives == "fixed":
             n = math.ceil(sum(int((e.activations != 0).sum()) for e in right) / len(right)) if right else 0
             wrong = [(window, self._fixed(window, n)) for window in examples.non_activating]
         else:
-            lent = zip(cycle(shuffled), examples.non_activating, strict=False)
-            wrong = [(window, self._marks(lender)) for lender, window in lent]
+            silent = examples.non_activating
+            lenders = [lender for lender, _ in zip(cycle(shuffled), silent, strict=False)]
+            wrong = [(silent[j], self._marks(lenders[i])) for i, j in lent(lenders, silent)]
         alone = self.negatives == "other" and decoy is None
         if alone:  # without weights, like windows of decoys; else natural rates would be those of these latents alone
             wrong = [(replace(window, weight=None), marks) for window, marks in wrong]
@@ -106,12 +109,8 @@ class Fuzzing(Judge):
     def _disjoint(self, lenders: list[Example], borrowers: list[Example]) -> list[tuple[Example, Example]]:
         """Pair as many windows as possible such that no mark of the lender is on a firing token of the borrower."""
         import numpy as np
-        from scipy.sparse import csr_array
-        from scipy.sparse.csgraph import maximum_bipartite_matching
 
-        if not lenders or not borrowers:
-            return []
         marks = np.array([self._marks(window) for window in lenders], dtype=np.int64)
         fires = np.array([window.over_characters(window.activations != 0) for window in borrowers], dtype=np.int64)
-        partner = maximum_bipartite_matching(csr_array(marks @ fires.T == 0), perm_type="column")
-        return [(lenders[i], borrowers[j]) for i, j in enumerate(partner) if j >= 0]
+        overlap = marks @ fires.T > 0 if lenders and borrowers else None
+        return [(lenders[i], borrowers[j]) for i, j in lent(lenders, borrowers, overlap)]

@@ -33,6 +33,7 @@ from saeval.plugin import (
     whole_answer,
 )
 from saeval_plugins.prompts import load
+from saeval_plugins.scorers._patterns import lent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,8 +58,9 @@ class Intruder(Scorer):
     the nearest ones if it has too few windows; the outcome is listed under that decile.
 
     `default`: the intruder is a window in which the latent is silent. Its marks are copied from another activating
-    window of the same decile, so that their number, length and position do not reveal it. `internal`: the intruder is
-    an activating window from a distant decile; judges find it if strong and weak activations have different meanings.
+    window of the same decile that begins at the same place relative to tiles, if possible, so that their number, length
+    and position do not reveal it. `internal`: the intruder is an activating window from a distant decile; judges find
+    it if strong and weak activations have different meanings.
     """
 
     name = "intruder"
@@ -107,8 +109,9 @@ class Intruder(Scorer):
         """Yield the others, a non-activating intruder, and marks copied from one window of the group."""
         intruders = [examples.non_activating[i] for i in rng.permutation(len(examples.non_activating))]
         groups = self._groups(examples, self.windows, len(intruders), rng)
-        for (lender, *others), intruder in zip(groups, intruders, strict=False):
-            yield others, intruder, lender.firing(self.threshold)
+        for i, j in lent([lender for lender, *_ in groups], intruders):
+            lender, *others = groups[i]
+            yield others, intruders[j], lender.firing(self.threshold)
 
     def _internal(
         self, examples: Examples, rng: np.random.Generator

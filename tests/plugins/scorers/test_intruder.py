@@ -131,6 +131,23 @@ def test_marks_do_not_give_the_intruder_away():
         assert np.mean(found) == pytest.approx(0.2, abs=3.5 * (0.16 / 1200) ** 0.5), name
 
 
+def test_marks_of_an_intruder_are_from_a_window_that_begins_alike():
+    examples = make_examples(activating=100, non_activating=100)
+    rng = np.random.default_rng(0)
+
+    def placed(window):
+        word = next((i for i, value in enumerate(window.activations) if value), None)
+        begin = int(rng.integers(4)) if word is None else word // 6
+        return replace(window, start=49 + begin)
+
+    activating, silent = (tuple(map(placed, side)) for side in (examples.activating, examples.non_activating))
+    moved = replace(examples, activating=activating, non_activating=silent)
+    for question, place in Intruder().lineups(moved, derive_rng(0, "alike")):
+        line = question.shown.splitlines()[place].partition(": ")[2]
+        first = len(re.findall(r"\w+", line.partition("<<")[0]))
+        assert first // 6 == question.example.start - 49
+
+
 def test_each_window_serves_once_and_the_others_of_a_question_are_of_one_decile():
     examples = make_examples(activating=100, non_activating=100)
     by_text = {e.text.strip(): e for e in (*examples.activating, *examples.non_activating)}

@@ -440,6 +440,22 @@ def test_wrong_marks_repeat_the_pattern_of_the_right_ones_exactly():
         assert right == wrong and len(right) > 10
 
 
+def test_wrong_marks_are_where_activations_are_in_windows_that_begin_alike():
+    rng = np.random.default_rng(0)
+    shifts, windows = [-6, -2, 0, 3, 6], []
+    for number in range(100):
+        shift, tile, fires = shifts[number % 5], int(rng.integers(1, 6)), number < 50
+        words = ["harbor" if fires and i == 12 - shift else f"filler{i}" for i in range(24)]
+        window = make_example(" ".join(words), {"harbor": 5.0} if fires else {}, context=number)
+        windows.append(replace(window, start=1 + tile * 24 + shift))
+    examples = Examples(LatentId("toy", 0), tuple(windows[:50]), tuple(windows[50:]), 5.0)
+    scorer = Fuzzing(negatives="matched")
+    questions = scorer.questions(examples, context())
+    for question, (marks, _) in zip(questions, shown_marks(scorer, examples, 0), strict=True):
+        shift = (question.example.start + 11) % 24 - 12
+        assert np.flatnonzero(marks).tolist() == [12 - shift]
+
+
 def test_a_judge_that_sees_only_the_positions_of_marks_is_at_chance():
     features = {
         "first mark": lambda marks: marks.index(True),

@@ -15,7 +15,7 @@ from saeval_plugins.samplers.windows import DECILES
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_DRAWS = 3  # increased whenever the same options give other windows than before
+_DRAWS = 4  # increased whenever the same options give other windows than before
 
 
 class _Fired(NamedTuple):
@@ -42,7 +42,7 @@ class SAEBench(Sampler):
     answers count as wrong.
 
     Differences: a latent with too few firings is always dropped (SAEBench raises an error for some); windows never
-    contain BOS.
+    contain BOS, and are never centred on another special token.
     """
 
     name = "saebench"
@@ -194,6 +194,7 @@ class SAEBench(Sampler):
         row = np.searchsorted(ends, place, side="right")
         begins: NDArray[np.int64] = contexts[row] * store.length + store.lead + place - (ends - places)[row]
         begins = begins[np.isin(begins, scored, invert=True) & store.counts_at(begins, self.window)]
+        begins = begins[store.mask.reshape(-1)[begins + self.window // 2]]  # else only these centre on special tokens
         if not self.unverified:
             begins = begins[~store.fires_in(latent.index, begins, self.window)]
         _, first = np.unique(begins, return_index=True)

@@ -269,6 +269,15 @@ def test_saebench_calls_windows_silent_in_which_the_latent_fires(tmp_path):
     assert not any(e.activations.any() for e in verified.score.non_activating)
 
 
+def test_saebench_centres_no_window_on_a_special_token(tmp_path):
+    data = dataset(contexts=400, text=128, documents=40)
+    data.mask[:, ::3] = False
+    store = write(tmp_path / "special", data, dense(data, 4, 0.02), budget=10**6)
+    record = sampled(SAEBench(non_activating=50), store)
+    windows = (*record.score.activating, *record.score.non_activating)
+    assert len(windows) == 54 and all((window.start + 10) % 3 for window in windows)
+
+
 def test_windows_cannot_reach_beyond_the_text(planted):
     latent = LatentId("planted", 0)
     (window,) = planted.examples_at(latent, [planted.lead], 21)

@@ -62,7 +62,8 @@ class SAEBench(Sampler):
     threshold: float = Field(default=0.01, ge=0, lt=1)
     """With `unverified`, a scored window counts as activating above this share of the latent's maximum."""
     leak: bool = True
-    """Whether both sides are drawn from all documents; if false, from different documents."""
+    """Whether both sides are drawn from all documents, and activating windows may overlap; if false, they are from
+    different documents, and activating windows do not overlap."""
     unverified: bool = True
     """Whether random windows are assumed to be non-activating; if false, only verified ones are drawn."""
 
@@ -151,23 +152,45 @@ class SAEBench(Sampler):
     def _picked(
         self, fired: _Fired, top: int, weighted: int, rng: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
-        """Choose top and weighted centres, strongest first; None if there are too few."""
+        """Choose top and weighted centres, strongest first; None if there are too few.
+
+        Without `leak`, no two windows overlap. Windows at random positions hardly ever do, so a judge would recognise
+        activating windows of a latent that fires in long runs by the text that they share.
+        """
+        apart = self.window // 2 if self.leak else self.window - 1
         chosen: list[int] = []
         for i in np.argsort(-fired.value, kind="stable"):
             if len(chosen) == top:
                 break
-            if all(abs(fired.position[i] - fired.position[j]) > self.window // 2 for j in chosen):
+            if all(abs(fired.position[i] - fired.position[j]) > apart for j in chosen):
                 chosen.append(int(i))
         if len(chosen) < top:
             return None
         weaker = fired.where(fired.value < fired.value[chosen].min())
         chance = np.square(weaker.value, dtype=np.float64)
+        centres = fired.position[chosen]
+        if not self.leak:
+            return self._one_by_one(centres, weaker, chance, weighted, rng)
         if np.count_nonzero(chance) < weighted:
             return None
         if not weighted:
-            return fired.position[chosen], np.empty(0, dtype=np.int64)
+            return centres, np.empty(0, dtype=np.int64)
         drawn = rng.choice(weaker.position, weighted, replace=False, p=chance / chance.sum())
-        return fired.position[chosen], drawn.astype(np.int64)
+        return centres, drawn.astype(np.int64)
+
+    def _one_by_one(
+        self, top: NDArray[np.int64], weaker: _Fired, chance: NDArray[np.float64], n: int, rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+        """Draw weighted centres of windows that overlap neither the top windows nor each other."""
+        centres = top.tolist()
+        for centre in centres:
+            chance[np.abs(weaker.position - centre) < self.window] = 0
+        while len(centres) < len(top) + n:
+            if not chance.any():
+                return None
+            centres.append(int(rng.choice(weaker.position, p=chance / chance.sum())))
+            chance[np.abs(weaker.position - centres[-1]) < self.window] = 0
+        return top, np.array(centres[len(top) :], dtype=np.int64)
 
     def _elsewhere(
         self,

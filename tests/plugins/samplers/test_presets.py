@@ -269,6 +269,18 @@ def test_saebench_calls_windows_silent_in_which_the_latent_fires(tmp_path):
     assert not any(e.activations.any() for e in verified.score.non_activating)
 
 
+def test_without_a_leak_no_two_activating_windows_of_saebench_overlap(tmp_path):
+    data = dataset(contexts=400, text=128, documents=400)
+    begins = np.random.default_rng(0).random((400, 129)) < 0.002
+    values = sum(np.roll(begins, shift, axis=1) * (1 + shift / 8) for shift in range(16))[
+        ..., None
+    ]  # runs of 16 tokens
+    store = write(tmp_path / "runs", data, (values * data.mask[..., None]).astype(np.float32))
+    record = sampled(SAEBench(leak=False, score_top=10, score_weighted=10), store)
+    starts = np.sort([e.context * store.length + e.start for e in record.score.activating])
+    assert len(starts) == 20 and np.diff(starts).min() >= 21
+
+
 def test_saebench_centres_no_window_on_a_special_token(tmp_path):
     data = dataset(contexts=400, text=128, documents=40)
     data.mask[:, ::3] = False

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from saeval.plugin import Context, Examples, Explanation, Score, one_line
+from typing import TYPE_CHECKING
+
+from saeval.plugin import Context, Examples, Explanation, Score, one_line, valued
 from saeval_plugins.scorers.embedding import Embeddings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class ExampleEmbedding(Embeddings):
     """Ranks the windows by their mean cosine to activating windows minus that to non-activating ones.
 
-    Both means exclude the window itself. The explanation is not used. The score measures how similar a latent's windows
-    are to an embedding model, which sees whole windows but not which tokens fire.
+    Both means exclude the window itself. For the AUROC, an activating and a non-activating window are compared by means
+    that exclude both, or the score of windows that are all of a kind would be below .5. The explanation is not used.
+    The score measures how similar a latent's windows are to an embedding model, which sees whole windows but not which
+    tokens fire.
     """
 
     name = "example_embedding"
@@ -29,4 +37,19 @@ class ExampleEmbedding(Embeddings):
         active = np.array([window.active for window in windows], dtype=np.float64)
         near = cosines @ active / (active.sum() - active)
         far = cosines @ (1 - active) / ((1 - active).sum() - (1 - active))
-        return self.separation(windows, (near - far).tolist())
+        outcomes = tuple(map(valued, windows, (near - far).tolist()))
+        return Score(values={"auroc": _auroc(cosines, len(examples.activating))}, outcomes=outcomes)
+
+
+def _auroc(cosines: NDArray[np.float64], n: int) -> float:
+    """Return the share of pairs of an activating and another window in which the activating one is nearer its own kind.
+
+    Args:
+        cosines: Cosines of all pairs of windows, the n activating ones first; 0 on the diagonal.  [windows, windows]
+        n: Number of activating windows.
+    """
+    m = len(cosines) - n
+    nearer = cosines[:, :n].sum(axis=1) / (n - 1) - cosines[:, n:].sum(axis=1) / (m - 1)
+    each_other = cosines[:n, n:] * (1 / (n - 1) + 1 / (m - 1))  # removes each window of a pair from the other's means
+    apart = (nearer[:n, None] - nearer[n:] + each_other).round(9)  # so that equal windows are ties
+    return float(((apart > 0) + 0.5 * (apart == 0)).mean())

@@ -11,7 +11,7 @@ from saeval_plugins.scorers.embedding import Embedding
 from saeval_plugins.scorers.example_embedding import ExampleEmbedding
 
 from saeval import InputError
-from saeval.plugin import AUROC, Explanation, auroc, derive_rng
+from saeval.plugin import AUROC, Explanation, derive_rng
 from saeval.testing.contracts import check_scorer
 from saeval.testing.toys import context, make_examples, word_embeddings
 
@@ -37,15 +37,22 @@ def test_windows_that_share_a_word_lie_closer_to_each_other_than_to_others():
     assert score(make_examples(), embed=share).values["auroc"] > 0.95
 
 
+@pytest.mark.parametrize("spread", [1, 1 / np.arange(1, 31)])  # the second has few directions that matter, like text
 @pytest.mark.parametrize(("activating", "non_activating"), [(20, 20), (50, 10), (5, 40)])
-def test_windows_that_are_all_of_a_kind_score_a_half(activating, non_activating):
-    """Leaving each window out of its own mean takes away the head start it would have."""
+def test_windows_that_are_all_of_a_kind_score_a_half(activating, non_activating, spread):
+    """Leaving both windows of a pair out of the means takes away the head start that either would have."""
     found = []
     for seed in range(60):
-        rows = derive_rng(seed, "null").normal(size=(activating + non_activating, 30)) + 1
+        rows = derive_rng(seed, "null").normal(size=(activating + non_activating, 30)) * spread + 1
         examples = make_examples(activating=activating, non_activating=non_activating)
         found.append(score(examples, embed=embedding_of(rows)).values["auroc"])
     assert np.mean(found) == pytest.approx(0.5, abs=3.5 * np.std(found) / 60**0.5)
+
+
+def test_equal_windows_score_a_half_exactly():
+    examples = make_examples(activating=7, non_activating=11)
+    rows = np.tile(derive_rng(0, "rows").normal(size=(1, 5)), (18, 1))
+    assert score(examples, embed=embedding_of(rows)).values["auroc"] == 0.5
 
 
 def test_values_are_mean_cosines_over_the_other_windows():
@@ -58,7 +65,13 @@ def test_values_are_mean_cosines_over_the_other_windows():
         far = np.mean([unit[i] @ unit[j] for j in range(4, 9) if j != i])
         assert outcome.probability == pytest.approx(near - far, abs=1e-6)
         assert outcome.active == (i < 4) and outcome.predicted is None
-    assert found.values["auroc"] == auroc([o.active for o in found.outcomes], [o.probability for o in found.outcomes])
+    assert found.values["auroc"] == np.mean([won(unit, i, j) for i in range(4) for j in range(4, 9)])
+
+
+def won(unit, i, j):
+    """Whether activating window i is nearer its own kind than window j, leaving both out of the means."""
+    near, far = (np.mean([unit[k] for k in range(*side) if k not in (i, j)], axis=0) for side in ((0, 4), (4, 9)))
+    return unit[i] @ (near - far) > unit[j] @ (near - far)
 
 
 def test_the_explanation_plays_no_part():

@@ -43,6 +43,10 @@ FAR = 4
 """Deciles that must lie between an `internal` intruder and every other window of its question."""
 
 
+Marked = tuple[Example, list[bool]]
+"""A window, and which of its tokens are marked."""
+
+
 class Lineup(NamedTuple):
     """One question: windows on numbered lines, and the intruder's position among them, from 0."""
 
@@ -60,7 +64,8 @@ class Intruder(Scorer):
     `default`: the intruder is a window in which the latent is silent. Its marks are copied from another activating
     window of the same decile that begins at the same place relative to tiles, if possible, so that their number, length
     and position do not reveal it. `internal`: the intruder is an activating window from a distant decile; judges find
-    it if strong and weak activations have different meanings.
+    it if strong and weak activations have different meanings. In each window of such a question, equally many tokens
+    are marked, the strongest ones.
     """
 
     name = "intruder"
@@ -103,26 +108,29 @@ class Intruder(Scorer):
         places = [int(positions[i % self.windows]) for i in questions]
         return [self._lineup(*parts, place) for parts, place in zip(drawn, places, strict=True)]
 
-    def _silent(
-        self, examples: Examples, rng: np.random.Generator
-    ) -> Iterator[tuple[Sequence[Example], Example, list[bool]]]:
-        """Yield the others, a non-activating intruder, and marks copied from one window of the group."""
+    def _silent(self, examples: Examples, rng: np.random.Generator) -> Iterator[tuple[Sequence[Marked], Marked]]:
+        """Yield the others, and a non-activating intruder with marks copied from one window of the group."""
         intruders = [examples.non_activating[i] for i in rng.permutation(len(examples.non_activating))]
         groups = self._groups(examples, self.windows, len(intruders), rng)
         for i, j in lent([lender for lender, *_ in groups], intruders):
             lender, *others = groups[i]
-            yield others, intruders[j], lender.firing(self.threshold)
+            marked = [(other, other.firing(self.threshold)) for other in others]
+            yield marked, (intruders[j], lender.firing(self.threshold))
 
-    def _internal(
-        self, examples: Examples, rng: np.random.Generator
-    ) -> Iterator[tuple[Sequence[Example], Example, list[bool]]]:
-        """Yield the others, an intruder from a distant decile, and its marks; skip groups without one."""
+    def _internal(self, examples: Examples, rng: np.random.Generator) -> Iterator[tuple[Sequence[Marked], Marked]]:
+        """Yield the others and an intruder from a distant decile; skip groups without one.
+
+        Equally many tokens are marked in each window of a question. Otherwise the number of marks would reveal the
+        intruder: where many tokens of a window fire, fewer reach the threshold if the maximum is strong.
+        """
         free = [examples.activating[i] for i in rng.permutation(len(examples.activating))]
         for others in self._groups(examples, self.windows - 1, len(free), rng):
             intruder = next((window for window in free if all(_far(window, other) for other in others)), None)
             if intruder is not None:
                 free.remove(intruder)
-                yield others, intruder, intruder.firing(self.threshold)
+                marks = min(sum(window.firing(self.threshold)) for window in (*others, intruder))
+                *marked, last = [(window, _strongest(window, marks)) for window in (*others, intruder)]
+                yield marked, last
 
     def _groups(self, examples: Examples, size: int, most: int, rng: np.random.Generator) -> list[list[Example]]:
         """Return groups of windows of similar deciles, spread evenly, each shuffled."""
@@ -132,13 +140,13 @@ class Intruder(Scorer):
         starts = [i * (len(ranked) - size) // max(n - 1, 1) for i in range(n)]
         return [[ranked[start + i] for i in rng.permutation(size)] for start in starts]
 
-    def _lineup(self, others: Sequence[Example], intruder: Example, marks: list[bool], place: int) -> Lineup:
-        lines = [marked_line(window, window.firing(self.threshold)) for window in others]
-        lines.insert(place, marked_line(intruder, marks))
+    def _lineup(self, others: Sequence[Marked], intruder: Marked, place: int) -> Lineup:
+        lines = [marked_line(window, marks) for window, marks in others]
+        lines.insert(place, marked_line(*intruder))
         shown = "\n".join(f"Window {number}: {line}" for number, line in enumerate(lines, 1))
-        deciles = sorted(window.decile for window in others if window.decile is not None)
+        deciles = sorted(window.decile for window, _ in others if window.decile is not None)
         decile = deciles[len(deciles) // 2] if deciles else None
-        return Lineup(Question(replace(intruder, decile=decile), shown, truth=True), place)
+        return Lineup(Question(replace(intruder[0], decile=decile), shown, truth=True), place)
 
     async def _outcome(self, lineup: Lineup, llm: LanguageModel) -> Outcome:
         question, place = lineup
@@ -149,6 +157,13 @@ class Intruder(Scorer):
         except (ParseError, LLMError) as error:
             return question.unanswered(error)
         return question.outcome(choice == place + 1, None)
+
+
+def _strongest(window: Example, n: int) -> list[bool]:
+    """Return for each token whether it is one of the n strongest."""
+    ranks = (-window.activations).argsort(kind="stable").argsort()
+    marks: list[bool] = (ranks < n).tolist()
+    return marks
 
 
 def _far(window: Example, other: Example) -> bool:

@@ -131,6 +131,21 @@ def test_marks_do_not_give_the_intruder_away():
         assert np.mean(found) == pytest.approx(0.2, abs=3.5 * (0.16 / 1200) ** 0.5), name
 
 
+def test_equally_many_tokens_are_marked_in_each_window_of_an_internal_question():
+    rng = np.random.default_rng(0)
+    windows = []
+    for number in range(100):
+        strengths = rng.gamma(2.0, size=24) * (rng.random(24) < 0.4)
+        strengths[0] = 1 + number / 10
+        words = " ".join(f"w{i}" for i in range(24))
+        window = make_example(words, context=number, decile=9 - number // 10)
+        windows.append(replace(window, activations=strengths.astype(np.float32), active=True))
+    examples = Examples(LatentId("toy", 0), tuple(windows), (), 11.0)
+    lineups = Intruder(mode="internal").lineups(examples, derive_rng(0, "internal"))
+    counts = [[len(marked(line.partition(": ")[2])) for line in q.shown.splitlines()] for q, _ in lineups]
+    assert len(counts) > 10 and all(len({*row}) == 1 and row[0] for row in counts)
+
+
 def test_marks_of_an_intruder_are_from_a_window_that_begins_alike():
     examples = make_examples(activating=100, non_activating=100)
     rng = np.random.default_rng(0)

@@ -736,7 +736,7 @@ def alpha_interval(answers: Sequence[Sequence[Hashable | None]], groups: Sequenc
     without = [_alpha(totals - counts, disagreements.sum() - found) for counts, found in each]
     centre, *moved = np.arctanh(np.clip(np.nan_to_num([alpha, *without]), -0.9999, 0.9999))
     half = float(stdtrit(k - 1, 0.975)) * sqrt((k - 1) * float(np.var(moved)))
-    reach = _missed(disagreements, 0, 0.95)
+    reach = _missed(disagreements, 0)
     return min(tanh(centre - half), alpha - reach * (alpha + 1)), max(tanh(centre + half), alpha + reach * (1 - alpha))
 
 

@@ -115,7 +115,7 @@ def with_decoy(
     if best is None:
         return record
     _, offered = best
-    latent, begins = LatentId(record.latent.hookpoint, offered.latent), searched.begins(offered)
+    latent, begins = LatentId(record.latent.hookpoint, offered.latent), searched.begins([offered])
     order = rng.permutation(len(shown))
     lent = order[np.arange(min(wanted, len(begins))) % len(order)]
     chosen = _match_windows(
@@ -207,12 +207,13 @@ class _Search:
         """Kinds of tokens."""
         return self._scratch.kinds
 
-    def begins(self, windows: _Windows) -> NDArray[np.int64]:
-        """Return the starts of another latent's windows, shifted by `begin_around` if this latent's windows are."""
-        store = self._store
-        if self._moved:
-            return store.begin_around(windows.latent, windows.ids, self.window)
-        return store.begin_of(windows.ids, self.window)
+    def begins(self, drawn: Sequence[_Windows]) -> NDArray[np.int64]:
+        """Return the starts of other latents' windows, shifted by `begins_around` if this latent's windows are."""
+        ids = np.concatenate([windows.ids for windows in drawn])
+        if not self._moved:
+            return self._store.begin_of(ids, self.window)
+        latents = np.repeat([windows.latent for windows in drawn], [len(windows.ids) for windows in drawn])
+        return self._store.begins_around(latents, ids, _firings(drawn), self.window)
 
     def candidates(self, rng: np.random.Generator) -> Iterator[_Windows]:
         """Draw latents, preferring those that fire about as often, with their usable windows."""
@@ -283,14 +284,15 @@ class _Search:
 
     def profiles(self, drawn: Sequence[_Windows], threshold: float) -> Profiles:
         """Return the profiles of other latents, from their windows."""
-        if self._moved:
-            begins = np.concatenate([self.begins(windows) for windows in drawn])
-        else:
-            begins = self._store.begin_of(np.concatenate([windows.ids for windows in drawn]), self.window)
-        low = np.concatenate([windows.low + windows.base for windows in drawn])
-        high = np.concatenate([windows.high + windows.base for windows in drawn])
         owner = np.repeat(np.arange(len(drawn)), [len(windows.ids) for windows in drawn])
-        return profiles_of(self._store, (low, high), begins, owner, self.kinds, self.window, threshold)
+        return profiles_of(self._store, _firings(drawn), self.begins(drawn), owner, self.kinds, self.window, threshold)
+
+
+def _firings(drawn: Sequence[_Windows]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return start and end of each window's firings in the store's arrays."""
+    low = np.concatenate([windows.low + windows.base for windows in drawn])
+    high = np.concatenate([windows.high + windows.base for windows in drawn])
+    return low, high
 
 
 def _match_windows(wanted: NDArray[np.float64], offered: NDArray[np.float64]) -> NDArray[np.intp]:

@@ -44,6 +44,22 @@ class Windows(NamedTuple):
         return Windows(self.ids.take(kept), self.maxima.take(kept))
 
 
+class _Fired(NamedTuple):
+    """Firings of a latent in windows, as indices into the store's arrays.
+
+    Attributes:
+        low: Start of those in each window.  [windows]
+        high: End of those in each window.  [windows]
+        start: Start of all firings of the latent, or of each window's latent.
+        stop: End of the same.
+    """
+
+    low: NDArray[np.int64]
+    high: NDArray[np.int64]
+    start: np.int64 | NDArray[np.int64]
+    stop: np.int64 | NDArray[np.int64]
+
+
 def firings_between(
     position: NDArray[np.unsignedinteger[Any]], at: NDArray[np.int64], window: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -572,7 +588,28 @@ class ActivationStore:
         Returns:
             Positions, for `examples_at`.  [windows]
         """
-        return self.shifted(latent, ids, window, self.shifts_around(latent, ids, window))
+        begin = self.begin_of(ids, window)
+        fired = self._fired(latent, begin, window)
+        return self._moved(begin, fired, window, self._wanted_shifts(begin, fired, window))
+
+    def begins_around(
+        self,
+        latents: NDArray[np.int64],
+        ids: NDArray[np.int64],
+        firings: tuple[NDArray[np.int64], NDArray[np.int64]],
+        window: int,
+    ) -> NDArray[np.int64]:
+        """Shift activating windows of several latents as `begin_around` does; return their starts.
+
+        Args:
+            latents: Latent of each window.
+            ids: Window numbers.
+            firings: Start and end of each window's firings in the store's arrays.  [windows] each
+            window: Tokens per window.
+        """
+        begin = self.begin_of(ids, window)
+        fired = _Fired(*firings, self.indptr[latents], self.indptr[latents + 1])
+        return self._moved(begin, fired, window, self._wanted_shifts(begin, fired, window))
 
     def shifts_around(self, latent: int, ids: NDArray[np.int64], window: int) -> NDArray[np.int64]:
         """Return by how many tokens `begin_around` shifts activating windows if only their firings limit it.  [windows]
@@ -585,15 +622,9 @@ class ActivationStore:
             window: Tokens per window.
         """
         begin = self.begin_of(ids, window)
-        position = self._stored(latent)[0]
-        low, high = firings_between(position, begin, window)
-        before = position[low].astype(np.int64) - begin
-        after = begin + window - 1 - position[high - 1].astype(np.int64)
-        margin = window // 4
-        back = np.clip(np.minimum(margin - before, after - margin), 0, None)
-        ahead = np.clip(np.minimum(margin - after, before - margin), 0, None)
-        least, most = self._between_firings(latent, begin, window)
-        return np.asarray(np.clip(ahead - back, least - begin, most - begin))
+        fired = self._fired(latent, begin, window)
+        least, most = self._between_firings(fired, window)
+        return np.asarray(np.clip(self._wanted_shifts(begin, fired, window), least - begin, most - begin))
 
     def shifted(self, latent: int, ids: NDArray[np.int64], window: int, shifts: NDArray[np.int64]) -> NDArray[np.int64]:
         """Shift windows as far as the set of firings in each stays the same; return their starts.
@@ -612,12 +643,7 @@ class ActivationStore:
             Positions, for `examples_at`.  [windows]
         """
         begin = self.begin_of(ids, window)
-        first, last = self._edges(begin, window)
-        lowest, highest = self._between_firings(latent, begin, window)
-        lowest, highest = np.maximum(first, lowest), np.minimum(last, highest)
-        moved = np.clip(begin + shifts, np.minimum(lowest, begin), np.maximum(highest, begin))
-        inside = (np.minimum(begin, moved) > first) & (np.maximum(begin, moved) < last)
-        return np.asarray(np.where(inside, moved, begin))
+        return self._moved(begin, self._fired(latent, begin, window), window, shifts)
 
     def at_edge(self, ids: NDArray[np.int64], window: int) -> NDArray[np.bool_]:
         """Return which windows begin or end their context (with roles, their turn), so that `shifted` never moves them.
@@ -639,14 +665,37 @@ class ActivationStore:
             first, last = np.maximum(first, turn_begins), np.minimum(last, turn_ends - window)
         return first, last
 
-    def _between_firings(
-        self, latent: int, begin: NDArray[np.int64], window: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _fired(self, latent: int, begin: NDArray[np.int64], window: int) -> _Fired:
+        """Return the firings of one latent in windows with these starts."""
+        low, high = firings_between(self._stored(latent)[0], begin, window)
+        start, stop = self.indptr[latent], self.indptr[latent + 1]
+        return _Fired(low + start, high + start, start, stop)
+
+    def _wanted_shifts(self, begin: NDArray[np.int64], fired: _Fired, window: int) -> NDArray[np.int64]:
+        """Return by how many tokens activating windows would be shifted if nothing limited it.  [windows]"""
+        before = self.position[fired.low].astype(np.int64) - begin
+        after = begin + window - 1 - self.position[fired.high - 1].astype(np.int64)
+        margin = window // 4
+        back = np.clip(np.minimum(margin - before, after - margin), 0, None)
+        ahead = np.clip(np.minimum(margin - after, before - margin), 0, None)
+        return np.asarray(ahead - back)
+
+    def _moved(
+        self, begin: NDArray[np.int64], fired: _Fired, window: int, shifts: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Return the starts of windows after shifts, as `shifted` limits them."""
+        first, last = self._edges(begin, window)
+        lowest, highest = self._between_firings(fired, window)
+        lowest, highest = np.maximum(first, lowest), np.minimum(last, highest)
+        moved = np.clip(begin + shifts, np.minimum(lowest, begin), np.maximum(highest, begin))
+        inside = (np.minimum(begin, moved) > first) & (np.maximum(begin, moved) < last)
+        return np.asarray(np.where(inside, moved, begin))
+
+    def _between_firings(self, fired: _Fired, window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the first and last start of each window at which no firing before or after it is in the window."""
-        position = self._stored(latent)[0]
-        low, high = firings_between(position, begin, window)
-        first, last = np.zeros_like(begin), np.full_like(begin, self.tokens.size - window)
-        after_one, before_one = low > 0, high < len(position)
-        first[after_one] = position[low[after_one] - 1].astype(np.int64) + 1
-        last[before_one] = position[high[before_one]].astype(np.int64) - window
+        first = np.zeros(len(fired.low), dtype=np.int64)
+        last = np.full(len(fired.low), self.tokens.size - window, dtype=np.int64)
+        after_one, before_one = fired.low > fired.start, fired.high < fired.stop
+        first[after_one] = self.position[fired.low[after_one] - 1].astype(np.int64) + 1
+        last[before_one] = self.position[fired.high[before_one]].astype(np.int64) - window
         return first, last

@@ -292,10 +292,6 @@ class CallLedger:
                     "not mix them. Choose another --out, or allow it with --allow-model-change"
                 )
 
-    def answers(self, role: str) -> dict[str, str]:
-        """Return a mapping from request hash to answer key, for all successful calls of a role."""
-        return {call.request: call.answer for call in self.calls() if call.role == role and call.status == "ok"}
-
 
 def ledgers_in(folder: Path) -> list[CallLedger]:
     """Return the ledgers in a run directory: its own, and those of its seeds."""

@@ -28,10 +28,12 @@ def export_replies(ledgers: Sequence[CallLedger], store: AnswerCache, role: str,
     """
     models: set[str] = set()
     keys: dict[str, str] = {}
-    for call in (call for ledger in ledgers for call in ledger.calls()):
-        if call.role == role and call.answer:
-            models.add(call.model)
-            keys |= {call.request: call.answer} if call.status == "ok" else {}
+    for ledger in ledgers:
+        for call in ledger.calls():
+            if call.role == role and call.answer:
+                models.add(call.model)
+                if call.status == "ok":
+                    keys[call.request] = call.answer
     if len(models) > 1:
         raise InputError(f"{role}: several models answered ({', '.join(sorted(models))}); export runs of one of them")
     kept = {request: store.get(key, unreadable=True) for request, key in keys.items()}

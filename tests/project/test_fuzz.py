@@ -351,7 +351,7 @@ def ledger(path: Path) -> None:
     """Read what a run that goes on reads, and what a plan that takes its speed from it does."""
     with RunDir(path):
         log = CallLedger(path / "calls.jsonl")
-        log.totals(), log.spent(), log.answers("judge")
+        log.totals(), log.spent(), list(log.calls())
     speed(path)
 
 

@@ -678,19 +678,34 @@ def _known(value: float) -> float | None:
 def _rank_interval(a: Floats, b: Floats, r: float) -> Interval:
     """Return the interval of a rank correlation r (see `correlated`)."""
     import numpy as np
-    from scipy.special import stdtrit
 
     n = len(a)
     groups = min(n, _GROUPS)
     kept = [np.arange(n) % groups != group for group in range(groups)]
     without = np.nan_to_num([spearman(a[rest], b[rest]) for rest in kept])
     largest = min(1 - 6 / (n * (n * n - 1)), 0.999999)
-    centre, *moved = np.arctanh(np.clip([r, *without], -largest, largest))
-    jackknifed = sqrt((groups - 1) * float(np.var(moved)))
-    half = max(Z95 * sqrt((1 + r * r / 2) / (n - 3)), float(stdtrit(groups - 1, 0.975)) * jackknifed)
     _, alike = np.unique(np.stack([a, b]), axis=1, return_inverse=True)
     reach = _missed(alike.ravel().astype(np.float64), 0)
-    return min(tanh(centre - half), r - reach * (r + 1)), max(tanh(centre + half), r + reach * (1 - r))
+    return _jackknifed(r, without, largest, reach, least=Z95 * sqrt((1 + r * r / 2) / (n - 3)))
+
+
+def _jackknifed(value: float, without: Floats, largest: float, reach: float, least: float = 0.0) -> Interval:
+    """Return the interval of a coefficient from -1 to 1 by a jackknife on Fisher's scale, with a quantile of t.
+
+    Args:
+        value: The coefficient.
+        without: The coefficient without each group in turn.  [groups]
+        largest: Larger absolute values count as this one on Fisher's scale, where 1 is infinite.
+        reach: Minimum extent of `_missed`.
+        least: Minimum half-width on Fisher's scale.
+    """
+    import numpy as np
+    from scipy.special import stdtrit
+
+    k = len(without)
+    centre, *moved = np.arctanh(np.clip([value, *without], -largest, largest))
+    half = max(least, float(stdtrit(k - 1, 0.975)) * sqrt((k - 1) * float(np.var(moved))))
+    return min(tanh(centre - half), value - reach * (value + 1)), max(tanh(centre + half), value + reach * (1 - value))
 
 
 def krippendorff_alpha(answers: Sequence[Sequence[Hashable | None]]) -> float:
@@ -722,22 +737,18 @@ def alpha_interval(answers: Sequence[Sequence[Hashable | None]], groups: Sequenc
         The ends; None for fewer than ten groups, or if alpha is undefined.
     """
     import numpy as np
-    from scipy.special import stdtrit
 
     by_group: dict[Hashable, list[tuple[Hashable | None, ...]]] = {}
     for group, unit in zip(groups, zip(*answers, strict=True), strict=True):
         by_group.setdefault(group, []).append(unit)
     each = [_coincidences(units) for units in by_group.values()]
-    k, totals = len(each), sum((counts for counts, _ in each), Counter[Hashable]())
+    totals = sum((counts for counts, _ in each), Counter[Hashable]())
     disagreements = np.array([disagreement for _, disagreement in each])
     alpha = _alpha(totals, disagreements.sum())
-    if k < _FEWEST_GROUPS or isnan(alpha):
+    if len(each) < _FEWEST_GROUPS or isnan(alpha):
         return None
-    without = [_alpha(totals - counts, disagreements.sum() - found) for counts, found in each]
-    centre, *moved = np.arctanh(np.clip(np.nan_to_num([alpha, *without]), -0.9999, 0.9999))
-    half = float(stdtrit(k - 1, 0.975)) * sqrt((k - 1) * float(np.var(moved)))
-    reach = _missed(disagreements, 0)
-    return min(tanh(centre - half), alpha - reach * (alpha + 1)), max(tanh(centre + half), alpha + reach * (1 - alpha))
+    without = np.nan_to_num([_alpha(totals - counts, disagreements.sum() - found) for counts, found in each])
+    return _jackknifed(alpha, without, 0.9999, _missed(disagreements, 0))
 
 
 def _coincidences(units: Iterable[Sequence[Hashable | None]]) -> tuple[Counter[Hashable], float]:

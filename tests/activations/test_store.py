@@ -256,6 +256,22 @@ def test_examples_carry_text_activations_and_place(tmp_path):
     assert example.max_activation == pytest.approx(float(window.maxima[0]))
 
 
+@pytest.mark.parametrize("turn", [None, 30])
+def test_windows_of_several_latents_are_shifted_at_once_as_those_of_each(tmp_path, turn):
+    data = dataset(contexts=60, ragged=True)
+    data = data if turn is None else in_turns(data, turn)
+    store = write(tmp_path / "s", data, dense(data, 5, 0.05), facts={"roles": ["user"]} if turn else None)
+    ids = [store.windows(latent, 8).ids for latent in range(5)]
+    expected = np.concatenate([store.begin_around(latent, ids[latent], 8) for latent in range(5)])
+    latents, together = np.repeat(np.arange(5), [len(x) for x in ids]), np.concatenate(ids)
+    begins = store.begin_of(together, 8)
+    fires = (store.activations(latent)[0] for latent in latents)
+    found = [np.searchsorted(position, (begin, begin + 8)) for position, begin in zip(fires, begins, strict=True)]
+    low, high = np.transpose(found) + store.indptr[latents]
+    assert np.array_equal(store.begins_around(latents, together, (low, high), 8), expected)
+    assert (expected != begins).any()
+
+
 def test_drawing_silent_windows_from_a_large_corpus_needs_no_list_of_all_windows(tmp_path):
     data = dataset(contexts=3000)
     activations = np.zeros((*data.tokens.shape, 1), dtype=np.float32)

@@ -166,13 +166,11 @@ class OpenAICompatible(LLM):
             raise LLMError(
                 f"{what}; to trust its certificate authority, set SSL_CERT_FILE to a file with it", lasting=True
             ) from None
-        except aiohttp.ClientConnectorError as error:
-            what = f"{self.model}: no connection to {self.api_base} ({type(error).__name__})"
-            raise LLMError(f"{what}; start the server, or correct `api_base`", retryable=True) from None
         except aiohttp.ClientError as error:
-            raise LLMError(
-                f"{self.model}: no connection to {self.api_base} ({type(error).__name__})", retryable=True
-            ) from None
+            unreachable = isinstance(error, aiohttp.ClientConnectorError)
+            remedy = "; start the server, or correct `api_base`" if unreachable else ""
+            what = f"{self.model}: no connection to {self.api_base} ({type(error).__name__})"
+            raise LLMError(what + remedy, retryable=True) from None
         if not is_success(response.status):
             raise self._error(response, answer, path)
         if "event-stream" in response.headers.get("Content-Type", ""):

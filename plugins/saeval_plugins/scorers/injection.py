@@ -93,8 +93,8 @@ class Injection(NeedsOfScorer):
             if i != carrier and before[i].predicted == before[carrier].predicted
         ]
         found = {FLIPPED.name: flips(carriers), NEIGHBOURS.name: flips(neighbours)}
-        answers = [before[i] if after[i].status == "ok" else after[i] for i in range(len(asked))]
-        outcomes = tuple(answers)  # not the attacked ones, which tell nothing about the windows
+        # Not the attacked answers, which tell nothing about the windows.
+        outcomes = tuple(before[i] if after[i].status == "ok" else after[i] for i in range(len(asked)))
         if not found[FLIPPED.name]:
             reason = next((o.reason for o in (*before.values(), *outcomes) if o.reason), "there are no windows")
             return Score(status="failed", reason=f"no carrier was answered twice: {reason}", outcomes=outcomes)

@@ -309,9 +309,8 @@ def _with_named_paths(data: dict[str, Any]) -> dict[str, Any]:
         slot, texts = f"${{matrix.{axis}}}", [text for text in _texts(data) if f"${{matrix.{axis}}}" in text]
         if texts and {*texts} == {slot} and any(name != path for name, path in paths.items()):
             named = {**data["matrix"], axis: [{"id": name, "path": path} for name, path in paths.items()]}
-            names = {
-                key: _replaced(data[key], dict(zip(paths, paths, strict=True))) for key in _CELL_NAMES & data.keys()
-            }
+            as_named = {name: name for name in paths}  # plain texts, which are not paths
+            names = {key: _replaced(data[key], as_named) for key in _CELL_NAMES & data.keys()}
             data = {**_replaced(data, {slot: f"${{matrix.{axis}.path}}"}), "matrix": named, **names}
     return data
 

@@ -1002,6 +1002,8 @@ def test_joined_plot_has_the_order_of_the_boards_above_it(floored, visit):
 
 
 def test_joined_page_marks_scores_and_says_why_one_is_missing_and_filters_leave_ranks(floored, visit):
+    from playwright.sync_api import expect
+
     *_, page_file = floored
     page = visit(Path(page_file))
     base = page.locator("#joined-tables tr.baseline").first.inner_text()
@@ -1011,7 +1013,7 @@ def test_joined_page_marks_scores_and_says_why_one_is_missing_and_filters_leave_
     sizes = page.locator("#joined-filters fieldset", has=page.locator("legend", has_text="size")).locator("label")
     assert sizes.all_inner_texts() == ["0.25", "2", "10"]
     sizes.nth(0).click()
-    page.wait_for_function("document.querySelectorAll('#joined-tables tbody tr').length === 4")
+    expect(page.locator("#joined-tables tbody tr")).to_have_count(4)
     assert ranks(page) == [before[k] for k in range(2, 6)]
 
 

@@ -176,7 +176,7 @@ def test_latent_that_kills_its_workers_fails_alone(two_nodes, server, tmp_path):
 def test_plugins_that_hang_in_workers_are_cancelled(two_nodes, server, tmp_path):
     hangs = marks(tmp_path, waits=2, blocks=3)
     task = spec(server, scorers={"marks": hangs, "detection": {}}, baselines=[], latents={"select": "list", "indices": [1, 2, 3, 4, 5]})  # fmt: skip
-    saeval.run(on_ray(task, max_failed=1.0, hang_after=3), out=tmp_path / "run")
+    saeval.run(on_ray(task, max_failed=1.0, hang_after=1.5), out=tmp_path / "run")
     marked, judged = (
         r for r in saeval.read(tmp_path / "run").cells[0].scores if r.metric in ("constant", "balanced_accuracy")
     )

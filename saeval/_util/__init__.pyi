@@ -122,12 +122,12 @@ from saeval._util.text import (
     safe_text as safe_text,
     screen_width as screen_width,
     short as short,
-    should_be_mapping as should_be_mapping,
     shown as shown,
     sort_key as sort_key,
     visible as visible,
     whole_width as whole_width,
 )
+from saeval._util.user_errors import complaint as complaint, field_names as field_names, model_in as model_in
 from saeval._util.watchdog import (
     Patience as Patience,
     PluginExit as PluginExit,

@@ -117,17 +117,6 @@ def sort_key(text: str) -> tuple[float, list[tuple[str, float]], str]:
     return inf, [(between, float(digits or -1)) for between, digits in parts], text
 
 
-def should_be_mapping(key: str, given: object) -> str:
-    """Return what is wrong with a value that is no mapping.
-
-    Args:
-        key: The first key that the mapping may have.
-        given: The value.
-    """
-    inside = given if isinstance(given, str) else "…"
-    return f"should be a mapping, such as {{{key}: {inside}}} (got {repr(given)[:80]})"
-
-
 def counted(n: int, one: str, more: str = "") -> str:
     """Return a count with its noun: `1 cell`, `3 cells`; `more` is the plural unless it only adds an s."""
     return f"{n:,} {one if n == 1 else more or f'{one}s'}"

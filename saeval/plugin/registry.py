@@ -22,11 +22,12 @@ from saeval._util import (
     SINGLE_FILE,
     InputError,
     PluginError,
+    complaint,
     did_you_mean,
+    model_in,
     os_reason,
     plugin_place,
     refuse_pipe,
-    should_be_mapping,
 )
 from saeval.plugin import hookspecs
 from saeval.plugin.neighbours import importable_neighbours, neighbours_hash
@@ -573,24 +574,12 @@ def options_error(
             message = f"should be one of {item['ctx']['expected_tags']} (got {item['ctx']['tag']!r})"
         elif item["type"] == "missing":
             message = MISSING
-        elif item["type"] == "model_type" and (keys := _keys_of_option(fields, loc)):
-            message = should_be_mapping(keys[0], item["input"])
         elif item["type"] == "frozen_instance":
             message = "is assigned by the plugin's own __init__; declare options as fields, such as `k: int = 3`"
         else:
-            message = re.sub(r"^Input should", "should", item["msg"].removeprefix("Value error, "))
-            shown = repr(item["input"])
-            if loc and len(shown) <= 80 and not isinstance(item["input"], Mapping):
-                message += f" (got {shown})"
+            message = complaint(item, model_in(getattr(fields.get(str(loc[-1])), "annotation", None)) if loc else None)
         found.append((loc, message))
     return found
-
-
-def _keys_of_option(fields: Mapping[str, Any], loc: tuple[str | int, ...]) -> list[str]:
-    """Return the keys of an option that is a model; none for other options."""
-    annotation = getattr(fields.get(str(loc[-1])), "annotation", None) if loc else None
-    models = (getattr(member, "model_fields", {}) for member in (annotation, *get_args(annotation)))
-    return list(next(filter(None, models), {}))
 
 
 def _place(cls: type[Plugin], loc: tuple[str | int, ...]) -> tuple[tuple[str | int, ...], Mapping[str, Any]]:

@@ -558,6 +558,14 @@ def test_works_inside_a_running_event_loop(tmp_path):
         ({"scorers": {"detection": {"batch": 3}}}, "no such key; .*; options of the plugin go under `with`"),
         ({"source": {"use": "transformers", "with": {"model": "m", "hookpoint": "h", "coder": "neurons", "corpus": "a.txt"}}},
             r"source\.with\.corpus: should be a mapping, such as {path: a\.txt}"),
+        ({"latents": 5}, r"latents: should be a mapping, such as {n: 5} \(got 5\)"),
+        ({"latents": "random"}, r"latents: should be a mapping, such as {select: random} \(got 'random'\)"),
+        ({"latents": None}, r"latents: should be a mapping, such as {select: …} \(got None\)"),
+        ({"scorers": {"detection": {"when": 5}}}, r"detection\.when: should be a mapping, such as {latents: 5}"),
+        ({"scorers": ["detection", "fuzzing"]}, r"scorers: should be a mapping, such as {detection: …}"),
+        ({"sampler": {"use": "random", "with": {"non_activating": 5}}}, r"non_activating: should be a mapping, such as {n: 5}"),
+        ({"baselines": "random_explanation"}, r"baselines: should be a list, such as \[random_explanation\]"),
+        ({"leaderboard": "detection.auroc"}, r"leaderboard: should be a mapping, such as {rank_by: detection\.auroc}"),
     ],
 )  # fmt: skip
 def test_spec_that_names_what_is_not_there_is_refused_before_anything_runs(tmp_path, changes, message):

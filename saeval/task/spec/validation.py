@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, get_args
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -12,13 +11,15 @@ from saeval._util import (
     MARK,
     SHORTEST,
     SpecError,
+    complaint,
     did_you_mean,
+    field_names,
     holds_secret,
+    model_in,
     names_secret,
     placeholder,
     random_looking,
     refresh_environment,
-    should_be_mapping,
 )
 from saeval.task.spec.document import KeyPath, SpecDocument
 from saeval.task.spec.models import Spec
@@ -105,36 +106,19 @@ def explain_error(error: Any, where: Callable[[KeyPath], str], model: type[BaseM
     loc: KeyPath = tuple(error["loc"])
     place = where((*prefix, *loc))
     if error["type"] == "extra_forbidden":
-        known = _fields_at(model, loc[:-1])
+        known = field_names(_model_at(model, loc[:-1]))
         advice = "; options of the plugin go under `with`" if "with" in known else ""
         return f"{place}: no such key{did_you_mean(str(loc[-1]), known)}; allowed keys: {', '.join(known)}{advice}"
     if error["type"] == "missing":
         return f"{place}: is missing"
-    if error["type"] == "model_type" and (known := _fields_at(model, loc)):
-        return f"{place}: {should_be_mapping(known[0], error['input'])}"
-    message = error["msg"].removeprefix("Value error, ")
-    message = re.sub(r"^Input (should|must)", r"\1", message)
-    shown = repr(error["input"])
-    if loc and not isinstance(error["input"], Mapping) and len(shown) <= 80:
-        message += f" (got {shown})"
-    return f"{place}: {message}"
+    return f"{place}: {complaint(error, _model_at(model, loc))}"
 
 
-def _fields_at(model: type[BaseModel], loc: KeyPath) -> list[str]:
-    """Return the names of the fields at a place in a model."""
-    at: Any = model
+def _model_at(model: type[BaseModel], loc: KeyPath) -> type[BaseModel]:
+    """Return the model at a place in a model, or the innermost around it."""
+    at = model
     for key in loc:
-        field = next((f for n, f in at.model_fields.items() if key in (n, f.alias)), None) if _is_model(at) else None
-        annotation = field.annotation if field else at
-        at = next((a for a in (annotation, *_flatten(annotation)) if _is_model(a)), at)
-    return [f.alias or n for n, f in at.model_fields.items()] if _is_model(at) else []
-
-
-def _flatten(annotation: Any) -> Iterator[Any]:
-    for argument in get_args(annotation):
-        yield argument
-        yield from _flatten(argument)
-
-
-def _is_model(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        fields = at.model_fields.items()
+        annotation = next((field.annotation for name, field in fields if key in (name, field.alias)), None)
+        at = model_in(annotation) or at
+    return at

@@ -321,6 +321,33 @@ def test_written_spec_has_the_paths_of_classes_and_files_in_a_matrix_and_the_nam
     assert [cell.name for cell in again.cells] == [cell.name for cell in task.cells] == ["by=mine.py_One,how=one"]
 
 
+def test_findings_of_a_written_spec_name_the_same_cells(tmp_path):
+    for name in ("short.jsonl", "long.jsonl"):
+        (tmp_path / name).write_text('{"latent": 0, "explanation": "x"}\n')
+    text = """
+        saeval: 1
+        task: small
+        version: "1.0"
+        matrix: {made: [short.jsonl, long.jsonl, ./long.jsonl], size: [{id: long.jsonl, n: 8}]}
+        source: {use: synthetic}
+        sampler: {use: random, with: {window: "${matrix.size.n}"}}
+        explainer: {use: precomputed, with: {path: "${matrix.made}"}}
+        scorers: {detection: }
+        llms: {judge: {model: scripted/no, reply: "[0]"}}
+        findings:
+        - {claim: a, score: detection, is: above, cells: {made: short.jsonl}, than_cells: {made: ./long.jsonl}}
+        - {claim: b, score: detection, is: above, cells: {made: [long.jsonl, short.jsonl], size: long.jsonl}}
+    """
+    (tmp_path / "spec.yaml").write_text(text)
+    task = load_task(tmp_path / "spec.yaml", registry=Registry())
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "spec.yaml").write_text(yaml.safe_dump(plain(task.resolved, absolute=True)))
+    again = load_task(tmp_path / "elsewhere" / "spec.yaml", registry=Registry())
+    assert [cell.axes for cell in again.cells] == [cell.axes for cell in task.cells]
+    assert again.findings == task.findings
+    assert again.findings[0].than_cells == {"made": "./long.jsonl"}
+
+
 def test_path_of_a_language_model_is_relative_to_its_spec_and_absolute_in_the_written_one(tmp_path, monkeypatch):
     for folder in ("specs", "elsewhere"):
         (tmp_path / folder).mkdir()

@@ -13,6 +13,7 @@ from saeval.task.spec.models import PART_KEYS, as_part
 KeyPath = tuple[str | int, ...]
 _NO_PATHS = {"task", "version", "description", "tags", "claim"}
 _CELL_NAMES = {"exclude", "controls"}  # keys whose texts are axis values by name
+_CELL_FILTERS = {"cells", "than_cells"}  # the same, for keys of a finding
 MOST_NODES, MOST_DEPTH = 100_000, 40  # limits on a spec; larger ones are a mistake or an attack
 
 
@@ -279,7 +280,7 @@ def _absolute(text: Located, place: tuple[str, ...]) -> str:
     a matrix stay as they are.
     """
     key = place[-1] if place else ""
-    names_cell = bool({*place[:1]} & _CELL_NAMES) or (place[:1] == ("matrix",) and (len(place) == 2 or key == "id"))
+    names_cell = _names_cells(place) or (place[:1] == ("matrix",) and (len(place) == 2 or key == "id"))
     if names_cell and "/" not in text:
         return str(text)
     if text.path is not None and not names_cell:
@@ -296,6 +297,13 @@ def _absolute(text: Located, place: tuple[str, ...]) -> str:
         return str(text)
 
 
+def _names_cells(place: tuple[str, ...]) -> bool:
+    """Return whether the texts at a place outside the matrix are axis values by name."""
+    if place[:1] == ("findings",):
+        return bool({*place[1:2]} & _CELL_FILTERS)
+    return bool({*place[:1]} & _CELL_NAMES)
+
+
 def _with_named_paths(data: dict[str, Any]) -> dict[str, Any]:
     """Return a spec whose axis values that are paths are `{id: NAME, path: PATH}`, so that the cells keep their names.
 
@@ -309,10 +317,18 @@ def _with_named_paths(data: dict[str, Any]) -> dict[str, Any]:
         slot, texts = f"${{matrix.{axis}}}", [text for text in _texts(data) if f"${{matrix.{axis}}}" in text]
         if texts and {*texts} == {slot} and any(name != path for name, path in paths.items()):
             named = {**data["matrix"], axis: [{"id": name, "path": path} for name, path in paths.items()]}
-            as_named = {name: name for name in paths}  # plain texts, which are not paths
-            names = {key: _replaced(data[key], as_named) for key in _CELL_NAMES & data.keys()}
-            data = {**_replaced(data, {slot: f"${{matrix.{axis}.path}}"}), "matrix": named, **names}
+            data = {**_replaced(data, {slot: f"${{matrix.{axis}.path}}"}), "matrix": named}
+            data = _with_plain_names(data, paths)
     return data
+
+
+def _with_plain_names(value: Any, names: Collection[str], place: tuple[str, ...] = ()) -> Any:
+    """Return a spec in which axis values by name are plain texts, which are not paths, if they are among `names`."""
+    if isinstance(value, dict):
+        return {key: _with_plain_names(inner, names, (*place, str(key))) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_plain_names(inner, names, place) for inner in value]
+    return str(value) if isinstance(value, str) and value in names and _names_cells(place) else value
 
 
 def _texts(value: Any) -> list[str]:

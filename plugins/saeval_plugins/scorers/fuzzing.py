@@ -7,13 +7,16 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import cycle
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from saeval.plugin import REFERENCES, Context, Example, Examples, Judge, Need, Question, marked_line
 from saeval_plugins.prompts import load
 from saeval_plugins.scorers._patterns import beginning, lent
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _FIXED_SEED = 22
 
@@ -35,9 +38,10 @@ class Fuzzing(Judge):
 
     `matched`: the pattern is copied to a non-activating window; patterns are used equally often. `active`: the pattern
     is copied to another activating window in which no mark is on a firing token, so that only the marked tokens carry
-    information, not the text. A random half of the windows provides patterns for the other half. Each pattern is used
-    once, and windows without a partner are dropped on both sides, so each pattern is correct as often as wrong. Both
-    modes copy patterns between windows that begin as alike as possible relative to tiles.
+    information, not the text. Of each two windows that begin alike, one provides a pattern, drawn at random, and the
+    other gets one. Each pattern is used once, and windows without a partner are dropped on both sides, so each pattern
+    is correct as often as wrong. Both modes copy patterns between windows that begin as alike as possible relative to
+    tiles.
 
     `fixed`: as in EleutherAI/delphi (commit 3c2e139), for comparison with its numbers. Each non-activating window gets
     as many marks as an activating window has on average, always at the same positions: first at three quarters of the
@@ -74,8 +78,7 @@ class Fuzzing(Judge):
         if decoy is not None:
             wrong = [(window, self._marks(window)) for window in decoy.activating]
         elif self.negatives == "active":
-            alike = sorted(shuffled, key=beginning)  # so that both halves have windows that begin alike
-            pairs = self._disjoint(alike[::2], alike[1::2])
+            pairs = self._disjoint(*_halves(shuffled, context.rng))
             right, wrong = [lender for lender, _ in pairs], [(window, self._marks(lender)) for lender, window in pairs]
         elif self.negatives == "fixed":
             n = math.ceil(sum(int((e.activations != 0).sum()) for e in right) / len(right)) if right else 0
@@ -114,3 +117,16 @@ class Fuzzing(Judge):
         fires = np.array([window.over_characters(window.activations != 0) for window in borrowers], dtype=np.int64)
         overlap = marks @ fires.T > 0 if lenders and borrowers else None
         return [(lenders[i], borrowers[j]) for i, j in lent(lenders, borrowers, overlap)]
+
+
+def _halves(windows: Sequence[Example], rng: np.random.Generator) -> tuple[list[Example], list[Example]]:
+    """Return two halves with windows that begin alike: of each two neighbours by beginning, either goes to either half.
+
+    If neighbours went to the halves in turn, one half would begin earlier. An odd window is drawn like the others.
+    """
+    alike = sorted(windows, key=beginning)
+    first = rng.integers(2, size=(len(alike) + 1) // 2)
+    halves: tuple[list[Example], list[Example]] = ([], [])
+    for i, window in enumerate(alike):
+        halves[(i + int(first[i // 2])) % 2].append(window)
+    return halves

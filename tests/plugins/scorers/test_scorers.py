@@ -531,6 +531,27 @@ def test_active_wrong_marks_are_not_on_a_character_on_whose_other_token_the_late
     assert Fuzzing(negatives="active").questions(Examples(LatentId("x", 0), tuple(windows), (), 5.0), context()) == []
 
 
+@pytest.mark.parametrize("n", [5, 8])
+def test_active_correct_marks_are_in_earlier_windows_as_often_as_wrong_ones(n):
+    windows = []
+    for number in range(n):
+        words = ["harbor" if i == 2 * number else f"filler{i}" for i in range(24)]
+        window = make_example(" ".join(words), {"harbor": 5.0}, context=number)
+        windows.append(replace(window, start=24 * 3 + 2 * number))
+    examples = Examples(LatentId("toy", 0), tuple(windows), (), 5.0)
+    earlier, shown = [], Counter()
+    for seed in range(300):
+        starts = {True: [], False: []}
+        for question in Fuzzing(negatives="active").questions(examples, context(seed=seed)):
+            starts[question.truth].append(question.example.start)
+            shown[question.example.start, question.truth] += 1
+        earlier.append(np.mean([correct < wrong for correct in starts[True] for wrong in starts[False]]))
+    assert np.mean(earlier) == pytest.approx(0.5, abs=3 * np.std(earlier) / len(earlier) ** 0.5)
+    for window in windows:
+        correct, wrong = shown[window.start, True], shown[window.start, False]
+        assert correct == pytest.approx(wrong, abs=3.5 * (correct + wrong) ** 0.5)
+
+
 def test_active_negatives_are_told_by_the_marked_tokens_alone():
     examples = make_examples(activating=60)
     found = score(Fuzzing(negatives="active"), examples, rule_judge())

@@ -79,13 +79,19 @@ class TokenDataset:
         """
         import numpy as np
 
-        contexts = len(self.tokens)
-        expected = {"lengths": (contexts,), "documents": (contexts,), "mask": self.tokens.shape}
-        for name, shape in expected.items():
-            if (found := np.shape(getattr(self, name))) != shape:
-                raise StoreError(
-                    f"TokenDataset.{name} has the shape {found}; tokens of shape {self.tokens.shape} need {shape}"
-                )
+        self._check_arrays()
+        contexts, width = self.tokens.shape
+        if contexts and not 0 <= self.lengths.min() <= self.lengths.max() <= width:
+            raise StoreError(
+                f"TokenDataset.lengths has the numbers {self.lengths.min()} to {self.lengths.max()}, but a context has "
+                f"{counted(width, 'token')}; count the tokens of each context without padding"
+            )
+        marked = self.tokens[self.mask]
+        if (lowest := int(marked.min(initial=0))) < 0:
+            raise StoreError(
+                f"TokenDataset.tokens has {lowest} where the mask is True; give token ids from 0, and make the mask "
+                "False for padding"
+            )
         if contexts and not 0 <= self.documents.min() <= self.documents.max() < len(self.document_names):
             raise StoreError(
                 f"TokenDataset.document_names has {counted(len(self.document_names), 'name')}, but documents has the "
@@ -94,13 +100,41 @@ class TokenDataset:
         if other := [piece for piece in self.vocabulary.values() if not isinstance(piece, bytes)]:
             raise StoreError(f"TokenDataset.vocabulary has {other[0]!r} as a token's text; give bytes, such as b' the'")
         used = np.zeros(max([*self.vocabulary, int(self.tokens.max(initial=0))]) + 1, dtype=bool)
-        used[self.tokens[self.mask]] = True
-        used[list(self.vocabulary)] = False
+        used[marked] = True
+        used[[token for token in self.vocabulary if token >= 0]] = False  # a negative index would count from the end
         if used.any():
             raise StoreError(
                 f"TokenDataset.vocabulary lacks the token {int(np.flatnonzero(used)[0])}; give the bytes of each token "
                 "that occurs"
             )
+
+    def _check_arrays(self) -> None:
+        """Check that the parts with numbers are arrays of the right types and shapes.
+
+        Raises:
+            StoreError: If not, naming the part.
+        """
+        import numpy as np
+
+        for name in ("tokens", "lengths", "documents", "mask"):
+            part, kinds, wanted = getattr(self, name), "iu", "integers"
+            if name == "mask":  # as an index, a mask of integers would select rows
+                kinds, wanted = "b", "True and False"
+            if not isinstance(part, np.ndarray):
+                raise StoreError(f"TokenDataset.{name} is a {type(part).__name__}; give a NumPy array of {wanted}")
+            if part.dtype.kind not in kinds:
+                raise StoreError(f"TokenDataset.{name} is an array of {part.dtype}; give one of {wanted}")
+        if self.tokens.ndim != 2:
+            raise StoreError(
+                f"TokenDataset.tokens has the shape {self.tokens.shape}; give one row per context, padded on the right"
+            )
+        contexts = len(self.tokens)
+        expected = {"lengths": (contexts,), "documents": (contexts,), "mask": self.tokens.shape}
+        for name, shape in expected.items():
+            if (found := getattr(self, name).shape) != shape:
+                raise StoreError(
+                    f"TokenDataset.{name} has the shape {found}; tokens of shape {self.tokens.shape} need {shape}"
+                )
 
     @property
     def fingerprint(self) -> str:

@@ -161,6 +161,36 @@ def test_parts_of_a_corpus_that_do_not_fit_together_are_refused_before_anything_
         ActivationWriter(tmp_path / "s").start(dataclasses.replace(data, **{part: changed(data)}), 1)
 
 
+@pytest.mark.parametrize(
+    ("part", "changed", "said"),
+    [
+        ("lengths", lambda d: d.lengths + 1, "lengths has the numbers 65 to 66, but a context has 65 tokens"),
+        ("lengths", lambda d: d.lengths - 66, "lengths has the numbers -2 to -1"),
+        ("mask", lambda d: d.mask.astype(np.int32), "mask is an array of int32; give one of True and False"),
+        ("tokens", lambda d: np.where(d.tokens == 7, -2, d.tokens), "tokens has -2 where the mask is True"),
+        ("tokens", lambda d: d.tokens.astype(np.float32), "tokens is an array of float32; give one of integers"),
+        ("tokens", lambda d: d.tokens.ravel(), r"tokens has the shape \(780,\); give one row per context"),
+        ("documents", lambda d: d.documents.tolist(), "documents is a list; give a NumPy array of integers"),
+    ],
+)
+def test_parts_of_a_corpus_with_values_that_cannot_be_are_refused(part, changed, said):
+    data = dataset()
+    data = dataclasses.replace(data, lengths=data.lengths - (np.arange(12) == 0))
+    data.check()
+    with pytest.raises(StoreError, match=rf"TokenDataset\.{said}"):
+        dataclasses.replace(data, **{part: changed(data)}).check()
+
+
+def test_padding_may_have_any_token_and_hides_no_token_without_bytes():
+    data = dataset(ragged=True)
+    padded = np.where(np.arange(65) < data.lengths[:, None], data.tokens, -1)
+    dataclasses.replace(data, tokens=padded).check()
+    vocabulary = {**data.vocabulary, -1: b""}
+    del vocabulary[20]
+    with pytest.raises(StoreError, match="vocabulary lacks the token 20"):
+        dataclasses.replace(data, tokens=padded, vocabulary=vocabulary).check()
+
+
 def test_positions_outside_the_corpus_are_refused(tmp_path):
     data = dataset()
     for position in (-1, data.tokens.size):

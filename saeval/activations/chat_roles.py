@@ -74,20 +74,11 @@ class RoleMarks:
             inside = marked.rfind(_BEGIN) > marked.rfind(_END)
             yield marked + _END if inside else marked
 
-    def none_found(self, first: int | None = None) -> InputError:
-        """Return the error for a corpus without any turn of the roles.
-
-        Args:
-            first: Number of documents that were read; None for all.
-        """
+    def none_found(self) -> InputError:
+        """Return the error for a corpus without any turn of the roles."""
         seen = ", ".join(sorted(self.seen)) or "no conversation"
         roles = ", ".join(sorted(self._roles))
-        if first is None:
-            return InputError(f"corpus.roles: no text of {roles} was found; the corpus has: {seen}")
-        return InputError(
-            f"corpus.roles: no text of {roles} was found in the first {first:,} documents, which have: {seen}; correct "
-            "the roles, or move documents with such turns to the beginning"
-        )
+        return InputError(f"corpus.roles: no text of {roles} was found; the corpus has: {seen}")
 
 
 def _paired(text: str) -> str:

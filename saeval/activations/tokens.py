@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 CONTEXT = 256
 """Default text tokens per context, if neither a spec nor a coder's files state it."""
 _VERSION = 2  # increase it if the same options give different tokens
-_SEARCHED = 10_000  # documents in which a role must occur, so that `validate` need not read a whole corpus
+_SEARCHED = 10_000  # documents in which `validate` looks for a role, so that it need not read a whole corpus
 _ROLES_VERSION = 2  # increase it if the same roles count different tokens
 
 
@@ -247,17 +247,17 @@ class Corpus(Documented):
             self._check_roles(self.roles)
 
     def _check_roles(self, roles: Collection[str]) -> None:
-        """Check that the first documents of a local corpus have a turn of one of the roles.
+        """Check that a local corpus has a turn of one of the roles, unless that takes more than its first documents.
+
+        In a longer corpus the roles may occur later; `tokenize` reads all of it and raises the same error.
 
         Raises:
-            InputError: If not.
+            InputError: If none of the corpus's documents has one.
         """
         marks = RoleMarks(roles)
         for number, _ in enumerate(self._read(marks.marking(_join), Notes()), 1):
-            if not marks.seen.isdisjoint(roles):
+            if not marks.seen.isdisjoint(roles) or number > _SEARCHED:
                 return
-            if number == _SEARCHED:
-                raise marks.none_found(_SEARCHED)
         raise marks.none_found()
 
     def _check_dataset(self) -> None:

@@ -78,14 +78,23 @@ def test_roles_that_do_not_occur_are_refused_before_a_model_is_loaded(tmp_path):
         Corpus(path=tmp_path / "b.jsonl", roles=["user"]).check()
 
 
-def test_roles_are_looked_for_in_the_first_documents_only(tmp_path, monkeypatch):
+def test_roles_that_may_occur_after_the_first_documents_are_left_to_tokenizing(tmp_path, chat, monkeypatch):
     monkeypatch.setattr("saeval.activations.tokens._SEARCHED", 3)
-    talk = [("user", "the ship")]
-    corpus(tmp_path / "a.jsonl", talk, talk, [("assistant", "a sea")], talk, roles=["assistant"]).check()
-    with pytest.raises(InputError, match="no text of assistant was found in the first 3 documents, which have: user"):
-        corpus(tmp_path / "a.jsonl", *[talk] * 3, [("assistant", "a sea")], roles=["assistant"]).check()
-    with pytest.raises(InputError, match="the corpus has: user"):
-        corpus(tmp_path / "a.jsonl", *[talk] * 2, roles=["assistant"]).check()
+    talk, last = [("user", "the ship")], [("assistant", "a sea")]
+    late = corpus(tmp_path / "late.jsonl", *[talk] * 5, last, roles=["assistant"])
+    late.check()
+    assert counted(late.tokenize(chat), chat) == ["a sea"]
+    never = corpus(tmp_path / "never.jsonl", *[talk] * 6, roles=["assistant"])
+    never.check()
+    with pytest.raises(InputError, match="no text of assistant was found; the corpus has: user"):
+        never.tokenize(chat)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_check_refuses_roles_that_occur_in_none_of_the_documents_of_a_short_corpus(tmp_path, monkeypatch, n):
+    monkeypatch.setattr("saeval.activations.tokens._SEARCHED", 3)
+    with pytest.raises(InputError, match="no text of assistant was found; the corpus has: user"):
+        corpus(tmp_path / "a.jsonl", *[[("user", "the ship")]] * n, roles=["assistant"]).check()
 
 
 @pytest.mark.parametrize("split", ["paragraphs", "lines"])

@@ -359,15 +359,25 @@ def _table_rows(path: Path) -> Iterator[tuple[str, str, Any]]:
 
 
 def _without_blanks(lines: Iterable[str], delimiter: str) -> Iterator[str]:
-    """Yield a table's lines without the blanks between a closing quote and the next delimiter or end of line."""
-    quoted = re.compile(rf'("(?:[^"]|"")*+(?:"|\Z))(?: +(?=[{re.escape(delimiter)}\r\n]|\Z))?')
+    """Yield a table's lines without the blanks between a closing quote and the next delimiter or end of line.
+
+    As for `csv`, only a quote at the beginning of a cell opens it; others are text, such as that of `5" pipe`.
+    """
+    end = rf"[{re.escape(delimiter)}\r\n]"
+    rest = rf"[^{re.escape(delimiter)}\r\n]*+"
+    opened = r'"[^"]*+(?:""[^"]*+)*+'
+    # Each match is one cell, so that the next one begins where a cell does.
+    cell = re.compile(rf'({opened}") +(?={end}|\Z)|((?:{opened}"?+)?+{rest}{end}?)')
+    closed = re.compile(rf'(?:(?:{opened}"|(?!")){rest}{end})*+(?:{opened}"|(?!")){rest}\Z')
     inside = False  # whether the line begins within quotes
     for line in lines:
-        if '" ' in line:
-            yield quoted.sub(r"\1", f'"{line}')[1:] if inside else quoted.sub(r"\1", line)
-        else:
+        if '"' not in line:
             yield line
-        inside ^= bool(line.count('"') % 2)
+            continue
+        whole = f'"{line}' if inside else line
+        cleaned = cell.sub(r"\1\2", whole) if '" ' in line else whole
+        yield cleaned[1:] if inside else cleaned
+        inside = not closed.match(whole)
 
 
 def _too_many_cells(columns: Sequence[str] | None, delimiter: str) -> str:

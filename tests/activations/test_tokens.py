@@ -462,6 +462,13 @@ def test_blanks_behind_a_closing_quote_are_no_text(tmp_path):
     assert read(tmp_path / "d.csv") == [(str(i), text) for i, text in enumerate(within)]
 
 
+def test_quotes_within_a_cell_without_quotes_are_text(tmp_path):
+    rows = ['1,a 7" nail', '2," , two"', '3,say "sea" ', '4,"the ""sky"" " ', '5,6" "', '6," ,"" ,\n ,"" "']
+    (tmp_path / "q.csv").write_text("id,text\n" + "".join(f"{row}\n" for row in rows))
+    wanted = ['a 7" nail', " , two", 'say "sea" ', 'the "sky" ', '6" "', ' ," ,\n ," ']
+    assert [text for _, text in read(tmp_path / "q.csv")] == wanted
+
+
 def test_text_that_begins_like_deep_json_is_text(tmp_path):
     (tmp_path / "c.txt").write_text("[" * 100_000)
     assert "".join(text for _, text in read(tmp_path / "c.txt")) == "[" * 100_000

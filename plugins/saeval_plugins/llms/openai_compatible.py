@@ -166,6 +166,13 @@ class OpenAICompatible(LLM):
             raise LLMError(
                 f"{what}; to trust its certificate authority, set SSL_CERT_FILE to a file with it", lasting=True
             ) from None
+        except aiohttp.ClientProxyConnectionError:
+            # Without the proxy's address, which may contain a password.
+            raise LLMError(
+                f"{self.model}: cannot reach the proxy for {self.api_base}; correct HTTP_PROXY or HTTPS_PROXY, or add "
+                "the host to NO_PROXY",
+                retryable=True,
+            ) from None
         except aiohttp.ClientError as error:
             unreachable = isinstance(error, aiohttp.ClientConnectorError)
             remedy = "; start the server, or correct `api_base`" if unreachable else ""

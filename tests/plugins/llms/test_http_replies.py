@@ -119,3 +119,22 @@ def test_parts_of_a_stream_are_read_as_those_of_a_whole_reply(tmp_path):
     assert reply_to(tmp_path / "part", streamed({"content": parts[1]}, {"content": "d"})).text == "ad"
     declined = reply_to(tmp_path / "no", streamed({"content": [{"type": "refusal", "refusal": "I would rather not"}]}))
     assert isinstance(declined, Refused) and "rather not" in str(declined)
+
+
+# --- proxies ---
+
+
+def test_unreachable_proxy_is_named_as_the_cause_without_its_password(tmp_path, monkeypatch):
+    with fake_server("fine") as server:
+        for name in ("HTTP_PROXY", "http_proxy"):
+            monkeypatch.setenv(name, "http://me:hunter2@127.0.0.1:1")
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.setenv(name, "")
+        (problem,) = ask(gateway(tmp_path / "a", direct(server), retries=0), Request.of("x"))
+        assert isinstance(problem, LLMError) and problem.retryable
+        assert "cannot reach the proxy" in str(problem) and "HTTP_PROXY" in str(problem)
+        assert not [part for part in ("hunter2", "me:", "start the server") if part in str(problem)]
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.setenv(name, "127.0.0.1")  # as the message advises
+        (reply,) = ask(gateway(tmp_path / "b", direct(server), retries=0), Request.of("x"))
+        assert reply.text == "fine"

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import compress, islice
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field
@@ -65,7 +66,7 @@ class Intruder(Scorer):
     window of the same decile that begins at the same place relative to tiles, if possible, so that their number, length
     and position do not reveal it. `internal`: the intruder is an activating window from a distant decile; judges find
     it if strong and weak activations have different meanings. In each window of such a question, equally many tokens
-    are marked, the strongest ones.
+    are marked, the strongest ones; a character of several tokens counts once.
     """
 
     name = "intruder"
@@ -128,9 +129,13 @@ class Intruder(Scorer):
             intruder = next((window for window in free if all(_far(window, other) for other in others)), None)
             if intruder is not None:
                 free.remove(intruder)
-                marks = min(sum(window.firing(self.threshold)) for window in (*others, intruder))
+                marks = min(self._shown_marks(window) for window in (*others, intruder))
                 *marked, last = [(window, _strongest(window, marks)) for window in (*others, intruder)]
                 yield marked, last
+
+    def _shown_marks(self, window: Example) -> int:
+        """Return how many tokens are shown with a mark; a character of several tokens counts once."""
+        return len(set(compress(window.shown_at(), window.firing(self.threshold))))
 
     def _groups(self, examples: Examples, size: int, most: int, rng: np.random.Generator) -> list[list[Example]]:
         """Return groups of windows of similar deciles, spread evenly, each shuffled."""
@@ -160,10 +165,11 @@ class Intruder(Scorer):
 
 
 def _strongest(window: Example, n: int) -> list[bool]:
-    """Return for each token whether it is one of the n strongest."""
-    ranks = (-window.activations).argsort(kind="stable").argsort()
-    marks: list[bool] = (ranks < n).tolist()
-    return marks
+    """Return for each token whether it is one of the n strongest; a character of several tokens counts once."""
+    places = window.shown_at()
+    by_strength = (-window.activations).argsort(kind="stable")
+    strongest = {*islice(dict.fromkeys(places[i] for i in by_strength), n)}
+    return [at in strongest for at in places]
 
 
 def _far(window: Example, other: Example) -> bool:

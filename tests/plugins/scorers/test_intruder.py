@@ -131,6 +131,26 @@ def test_marks_do_not_give_the_intruder_away():
         assert np.mean(found) == pytest.approx(0.2, abs=3.5 * (0.16 / 1200) ** 0.5), name
 
 
+def test_character_of_several_tokens_counts_as_one_mark_in_internal_questions():
+    rng = np.random.default_rng(1)
+    windows = []
+    for number in range(100):
+        tokens, strengths = [f" w{i}" for i in range(24)], np.zeros(24, dtype=np.float32)
+        begin = int(rng.integers(2, 12))
+        strengths[begin : begin + int(rng.integers(3, 8))] = 1 + number / 10
+        if number % 2:
+            tokens[begin : begin + 3] = [" 🐋", "", ""]
+        window = make_example(" ".join("x" * 24), context=number, decile=9 - number // 10)
+        windows.append(replace(window, tokens=tuple(tokens), activations=strengths, active=True))
+    examples = Examples(LatentId("toy", 0), tuple(windows), (), 11.0)
+    lineups = Intruder(mode="internal").lineups(examples, derive_rng(0, "whales"))
+    lines = [[line.partition(": ")[2] for line in question.shown.splitlines()] for question, _ in lineups]
+    counts = [[len(re.search("<<(.*)>>", line)[1].split()) for line in row] for row in lines]
+    assert len(counts) > 10 and all(len({*row}) == 1 for row in counts)
+    whales = [["🐋" in line for line in row] for row in lines]
+    assert sum(any(row) and not all(row) for row in whales) > 10
+
+
 def test_equally_many_tokens_are_marked_in_each_window_of_an_internal_question():
     rng = np.random.default_rng(0)
     windows = []

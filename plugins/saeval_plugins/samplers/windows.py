@@ -1,7 +1,7 @@
 """Samples activating windows for explaining and scoring, as in the paper (§3.1).
 
 Windows tile the text. If the latent fires near the beginning or end of a window, the window is moved by up to a quarter
-of its length, so that there is text on both sides (`ActivationStore.begin_around`). Non-activating windows are shifted
+of its length, so that there is text on both sides (`ActivationStore.shifts_around`). Non-activating windows are shifted
 as often and as far: each as one of the activating windows, drawn at random from those inside a context, would be if
 only its firings limited the shift. Otherwise only activating windows would begin between tiles (or, where a latent
 fires in long runs that tiles cut, only non-activating ones), and text that recurs at the same place in each document

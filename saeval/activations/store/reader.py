@@ -574,24 +574,6 @@ class ActivationStore:
         context, tile = np.divmod(np.asarray(ids, dtype=np.int64), self._tiles(window))
         return np.asarray(context * self.length + self.lead + tile * window)
 
-    def begin_around(self, latent: int, ids: NDArray[np.int64], window: int) -> NDArray[np.int64]:
-        """Shift activating windows so that there is text on both sides of their firings; return their starts.
-
-        A window with less than a quarter of its tokens before the first firing, or after the last, is shifted in that
-        direction, as far as the other side keeps a quarter. See `shifted` for what limits a shift.
-
-        Args:
-            latent: The latent.
-            ids: Window numbers of its activating windows.
-            window: Tokens per window.
-
-        Returns:
-            Positions, for `examples_at`.  [windows]
-        """
-        begin = self.begin_of(ids, window)
-        fired = self._fired(latent, begin, window)
-        return self._moved(begin, fired, window, self._wanted_shifts(begin, fired, window))
-
     def begins_around(
         self,
         latents: NDArray[np.int64],
@@ -599,20 +581,26 @@ class ActivationStore:
         firings: tuple[NDArray[np.int64], NDArray[np.int64]],
         window: int,
     ) -> NDArray[np.int64]:
-        """Shift activating windows of several latents as `begin_around` does; return their starts.
+        """Shift activating windows so that there is text on both sides of their firings; return their starts.
+
+        A window with less than a quarter of its tokens before the first firing, or after the last, is shifted in that
+        direction, as far as the other side keeps a quarter. See `shifted` for what limits a shift.
 
         Args:
             latents: Latent of each window.
             ids: Window numbers.
             firings: Start and end of each window's firings in the store's arrays.  [windows] each
             window: Tokens per window.
+
+        Returns:
+            Positions, for `examples_at`.  [windows]
         """
         begin = self.begin_of(ids, window)
         fired = _Fired(*firings, self.indptr[latents], self.indptr[latents + 1])
         return self._moved(begin, fired, window, self._wanted_shifts(begin, fired, window))
 
     def shifts_around(self, latent: int, ids: NDArray[np.int64], window: int) -> NDArray[np.int64]:
-        """Return by how many tokens `begin_around` shifts activating windows if only their firings limit it.  [windows]
+        """Return by how many tokens `begins_around` shifts windows if only their firings limit it.  [windows]
 
         No window is moved onto further firings, such as the rest of a run that it cuts.
 

@@ -139,7 +139,7 @@ def test_windows_of_either_label_show_no_turn_of_another_role(chat, sampler):
 def test_windows_are_moved_within_their_turn(chat):
     store, _ = chat
     ids = store.windows(0, 8).ids
-    moved = store.begin_around(0, ids, 8) - store.begin_of(ids, 8)
+    moved = store.shifted(0, ids, 8, store.shifts_around(0, ids, 8)) - store.begin_of(ids, 8)
     assert np.abs(moved).max() == 2 and len(np.unique(moved)) == 5
     assert store.counts_at(store.begin_of(ids, 8) + moved, 8).all()
 

@@ -492,7 +492,8 @@ def _check_class(cls: Any, kind: str, base: Any) -> None:
 
 
 def _with_article(kind: str) -> str:
-    return f"{'an' if kind[0] in 'aeio' else 'a'} {kind}"
+    begins_with_vowel = kind[0] in "aeio" or kind == "llm"  # as it is said
+    return f"{'an' if begins_with_vowel else 'a'} {kind}"
 
 
 def _attributes(base: type) -> set[str]:

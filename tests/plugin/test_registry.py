@@ -212,6 +212,14 @@ def test_misspelt_name_gets_a_suggestion(kind, name, hint):
         Registry().get(kind, name)
 
 
+def test_plugin_of_another_kind_is_named_with_the_article_of_its_kind(install):
+    for kind, name, said in (("scorer", "replay", "it is an llm"), ("llm", "detection", "it is a scorer")):
+        with pytest.raises(PluginError, match=rf"unknown {kind} '{name}'; {said} "):
+            Registry().get(kind, name)
+    install("acme", SCORER + "@hookimpl\ndef saeval_llms():\n    return [Good]")
+    assert "Good is not an llm: it does not derive from saeval.LLM" in reason()
+
+
 def test_single_file_is_loaded_with_its_hash(tmp_path):
     (tmp_path / "mine.py").write_text(SCORER)
     loaded = Registry().get("scorer", "./mine.py:Good", base=tmp_path)

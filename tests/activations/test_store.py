@@ -202,6 +202,14 @@ def test_positions_outside_the_corpus_are_refused(tmp_path):
             writer.add(np.array([position]), np.array([0]), np.ones(1, dtype=np.float32))
 
 
+@pytest.mark.parametrize(("latents", "allowed"), [(0, "none"), (1, "0 to 0")])
+def test_latent_outside_the_dictionary_is_refused_with_those_allowed(tmp_path, latents, allowed):
+    writer = ActivationWriter(tmp_path / "s")
+    writer.start(dataset(), latents)
+    with pytest.raises(StoreError, match=f"the source gave the latent 3, but `writer.start` allows {allowed}$"):
+        writer.add(np.array([1]), np.array([3]), np.ones(1, dtype=np.float32))
+
+
 def test_interrupted_writer_resumes_after_its_last_chunk_and_gives_the_same_store(tmp_path):
     data = dataset()
     activations = dense(data, 9, 0.2)

@@ -162,9 +162,10 @@ class ActivationWriter:
             ("position", position, self._dataset.tokens.size),
         ):
             if index.min() < 0 or index.max() >= size:
+                allowed = f"0 to {size - 1}" if size else "none"
                 raise StoreError(
                     f"an activation lies outside the dictionary or the corpus: the source gave the {name} "
-                    f"{int(index.min() if index.min() < 0 else index.max())}, but `writer.start` allows 0 to {size - 1}"
+                    f"{int(index.min() if index.min() < 0 else index.max())}, but `writer.start` allows {allowed}"
                 )
         pairs = np.empty(len(position), dtype=self.pair_type)
         pairs["position"], pairs["value"] = position, value

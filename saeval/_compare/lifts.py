@@ -74,7 +74,9 @@ def lifts(cells: Sequence[Paired]) -> Lifts:
        covariances are averaged over the posterior of τ, so every interval includes the uncertainty of τ.
     3. Given the floor, the score is corrected for the part of its error that it shares with the floor.
 
-    A floor that several cells share counts once: it is the mean of their predictions, with the mean of their errors.
+    A floor that several cells share counts once when floors are pooled: it is the mean of their predictions, weighted
+    by precision, and as if the latents of a cell with fewer were among those of the others. Step 3 uses each cell's own
+    prediction, which belongs to the latents of its score; explainers fail on different ones.
 
     Assumes that latents are drawn independently and that errors are nearly normal.
     """
@@ -91,9 +93,10 @@ def lifts(cells: Sequence[Paired]) -> Lifts:
     # The error of all scores is that of the rows: the variance of the latents judged twice would give parts that do not
     # add up to it.
     floor_error2 = f_variance * (1 - r**2) / m + slope**2 * error**2 + 1e-12
-    place, mean_of = _distinct(cells)
-    floors_once, errors_once = mean_of @ floor, mean_of @ floor_error2
-    floor, floor_error2 = floors_once[place], errors_once[place]
+    place, mean_of = _distinct(cells, 1 / floor_error2)
+    floors_once = mean_of @ floor
+    in_both = np.minimum.outer(floor_error2, floor_error2)  # covariances of predictions of one floor
+    errors_once = np.diag(mean_of @ in_both @ mean_of.T)
     carried = slope * error**2 / floor_error2  # regression of the score's error on the floor's error
     rest = np.maximum(error**2 - carried**2 * floor_error2, 0.0)
 
@@ -117,8 +120,12 @@ def lifts(cells: Sequence[Paired]) -> Lifts:
     )
 
 
-def _distinct(cells: Sequence[Paired]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+def _distinct(cells: Sequence[Paired], precision: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """Return the place of each cell's floor among the distinct floors, and the averages over the cells of each.
+
+    Args:
+        cells: The cells.
+        precision: Weight of each cell's prediction of its floor.  [cells]
 
     Returns:
         places: [cells]
@@ -129,7 +136,7 @@ def _distinct(cells: Sequence[Paired]) -> tuple[NDArray[np.intp], NDArray[np.flo
     names = [cell.shared or i for i, cell in enumerate(cells)]
     distinct = {name: place for place, name in enumerate(dict.fromkeys(names))}
     places = np.array([distinct[name] for name in names], dtype=np.intp)
-    member = (places == np.arange(len(distinct))[:, None]).astype(np.float64)
+    member = np.where(places == np.arange(len(distinct))[:, None], precision, 0.0)
     return places, member / member.sum(axis=1, keepdims=True)
 
 

@@ -91,6 +91,35 @@ def test_a_floor_that_cells_share_counts_once():
     assert errors(two) == pytest.approx(errors(lifts([paired(0.7, 0.5)] * 2))[0])
 
 
+def test_a_cell_with_few_latents_leaves_the_lifts_of_cells_that_share_its_floor():
+    few = paired(0.74, 0.53, n=4, m=4, r=0.9, shared_floor="f")
+    full = [paired(own, 0.5, n=100, m=100, r=0.9, shared_floor="f") for own in (0.7, 0.65)]
+    alone, found = lifts(full), lifts([few, *full])
+    assert found.values[1:] == pytest.approx(alone.values, abs=0.003)
+    assert errors(found)[1:] == pytest.approx(errors(alone), rel=0.02)
+
+
+def test_intervals_of_lifts_cover_the_truth_where_explainers_that_share_a_floor_fail_on_different_latents():
+    rng, runs, truth = derive_rng(12), 250, 0.1
+    covered = np.zeros(4)
+    for _ in range(runs):
+        windows = rng.normal(0, 0.1, (2, 80))  # what latents' windows add to score and floor, for each floor
+        cells = []
+        for name, n, with_floor in (("f", 12, 12), ("f", 40, 40), ("f", 80, 80), ("", 80, 40)):
+            drawn = rng.choice(80, n, replace=False)
+            easy = windows[0 if name else 1, drawn]
+            own, floor = 0.5 + truth + easy + rng.normal(0, 0.04, n), 0.5 + easy[:with_floor]
+            (x, both), (_, f) = np.cov(own[:with_floor], floor)
+            error, judged_twice = own.std(ddof=1) / n**0.5, own[:with_floor].mean()
+            sample = {"m": with_floor, "shared": judged_twice, "covariance": (x, f, both), "shared_floor": name}
+            cells.append(paired(own.mean(), floor.mean(), error=error, **sample))
+        found = lifts(cells)
+        value, error = difference(found)
+        near = np.abs(found.values - truth) <= 2.0 * errors(found)
+        covered += [*near[:3], abs(value) <= 2.0 * error]
+    assert (0.91 * runs <= covered).all() and (covered <= 0.99 * runs).all()
+
+
 def test_floors_pooled_over_seeds_are_shared_if_they_are_in_every_seed():
     one, other, mixed, unknown = (
         _against([floor_sample(0.7, 0.5, shared=name) for name in names], 1.0).shared

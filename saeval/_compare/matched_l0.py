@@ -13,6 +13,7 @@ from saeval._util import InputError
 from saeval.records import MAIN, CellResult, ScoreRow
 
 _EXACT = 1e-9  # maximum relative difference of L0s that count as equal
+_APART = 0.5  # minimum distance of a third cell in log L0, in distances of the two neighbours
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ def at_l0(families: Mapping[str, Sequence[CellResult]], l0: float, rank_by: str)
     Between two neighbouring cells, a family's score is interpolated linearly over log L0. Cells are different
     dictionaries, so their means are independent, and the interval of the interpolated score combines theirs. If the
     family has a third cell, the interval extends further on both sides by the difference from a parabola through it;
-    with two cells, it does not include the error from curvature. Families are ranked like the cells of a leaderboard.
+    without one, it does not include the error from curvature. A cell that is nearer to either neighbour than half their
+    distance in log L0 is not used as the third, because its noise would look like curvature. Families are ranked like
+    the cells of a leaderboard.
 
     Args:
         families: Cells of each family, each with the measure `l0`.
@@ -119,11 +122,14 @@ def _interpolated(
 def _bend(curve: Sequence[tuple[float, CellResult, ScoreRow]], i: int, l0: float) -> float:
     """Return the difference between linear and quadratic interpolation before the cell `i`; 0 without a third cell.
 
-    The parabola runs through the cell before or the cell after the two neighbours, whichever differs more.
+    The parabola runs through the nearest cell before or after the two neighbours that is at least half their distance
+    away from them, whichever of the two differs more. Over a shorter distance, the scores' noise gives a steep slope.
     """
     points = [(log(x), float(row.value or 0)) for x, _, row in curve]
     (x, a), (y, b) = points[i - 1 : i + 1]
-    others = [points[k] for k in (i - 2, i + 1) if 0 <= k < len(points)]
+    least = _APART * (y - x)
+    before = [point for point in points[: i - 1] if x - point[0] >= least]
+    after = [point for point in points[i + 1 :] if point[0] - y >= least]
     slope = (b - a) / (y - x)
-    bends = [((c - b) / (z - y) - slope) / (z - x) for z, c in others]
+    bends = [((c - b) / (z - y) - slope) / (z - x) for z, c in (*before[-1:], *after[:1])]
     return max(map(abs, bends), default=0.0) * (log(l0) - x) * (y - log(l0))

@@ -209,8 +209,8 @@ def _matched(joined: Joined, found: Sequence[Matched], l0: float, family: str, f
     table = _tables(WIDTH)[format_](head, rows)
     note = (
         "Scores between two cells of a family are interpolated linearly over log L0. The intervals combine "
-        "those of the cells' means. If a family has a third cell, they also include the bend of its curve; with two "
-        "cells, the error of the interpolation is not included, and families whose cells lie at different L0 may be "
-        "distinguished by it alone."
+        "those of the cells' means. If a family has a third cell, at least half as far from the two in log L0 as they "
+        "are from each other, they also include the bend of its curve. Otherwise the error of the interpolation is not "
+        "included, and families whose cells lie at different L0 may be distinguished by it alone."
     )
     return "\n\n".join([_title(joined, format_), table, *(_line(n, format_) for n in (note, *joined.notes))]) + "\n"

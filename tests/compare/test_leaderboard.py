@@ -427,5 +427,21 @@ def test_families_on_one_curved_line_are_not_told_apart_by_the_places_of_their_c
     assert apart <= 10 and covered >= 180
 
 
+@pytest.mark.parametrize(
+    ("others", "used"),
+    [([47], []), ([46], [46]), ([128], []), ([131], [131]), ([24, 59], [24]), ([101, 300], [300]), ([59, 101], [])],
+)
+def test_a_cell_close_to_a_neighbour_shows_no_curvature_but_one_further_away_does(others, used):
+    from saeval._compare.matched_l0 import at_l0
+
+    def interval(more):
+        scores = {60: 0.7, 100: 0.68, **dict.fromkeys(more, 0.6)}
+        cells = [contestant(str(l0), value, l0=l0) for l0, value in scores.items()]
+        return at_l0({"f": cells}, 80.0, "detection.balanced_accuracy")[0].ci95
+
+    assert interval(others) == interval(used)
+    assert (interval(used) != interval([])) is bool(used)
+
+
 def curved(l0):
     return 0.8 - 0.05 * log(l0 / 45, 2) ** 2

@@ -10,7 +10,7 @@ from saeval._compare import stats
 from saeval._compare.lifts import Paired, lifts
 from saeval._compare.settings import settings_sha
 from saeval._util import counted
-from saeval.records import MAIN, CellResult, ScoreRow
+from saeval.records import MAIN, CellResult, FloorSample, ScoreRow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,8 +31,8 @@ class Reading:
         p: One-sided p value, over all cells, of the hypothesis that scores do not depend on it.
         same: Share of windows with equal answers under a latent's own and another's explanation; None if there are no
             answers per window.
-        answers: Number of those windows.
-        latents: Latents that were judged with both explanations.
+        answers: Number of those windows; cells that share a floor count once, by the largest number.
+        latents: Latents that were judged with both explanations, counted in the same way.
     """
 
     p: float
@@ -145,11 +145,16 @@ def _with_lift(row: ScoreRow, lifted: Lifted, place: int) -> ScoreRow:
 
 def _reading(rows: Sequence[tuple[str, ScoreRow]]) -> Reading:
     samples = [row.against for _, row in rows if row.against is not None]
-    answers = sum(s.answers for s in samples)
+    compared = sum(s.answers for s in samples)
     same = sum(s.answers * s.same for s in samples if s.same is not None)
-    by_floor: dict[str | int, list[float]] = {}
+    by_floor: dict[str | int, list[FloorSample]] = {}
     for i, sample in enumerate(samples):
-        if sample.p is not None:
-            by_floor.setdefault(sample.shared or i, []).append(sample.p)
-    ps = [stats.simes(tests) for tests in by_floor.values()]
-    return Reading(stats.fisher(ps), same / answers if answers else None, answers, sum(s.n for s in samples))
+        by_floor.setdefault(sample.shared or i, []).append(sample)
+    ps, answers, latents = [], 0, 0
+    for sharing in by_floor.values():  # the same latents and windows, which count once
+        tests = [s.p for s in sharing if s.p is not None]
+        if tests:
+            ps.append(stats.simes(tests))
+        answers += max(s.answers for s in sharing)
+        latents += max(s.n for s in sharing)
+    return Reading(stats.fisher(ps), same / compared if compared else None, answers, latents)

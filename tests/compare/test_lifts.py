@@ -566,6 +566,22 @@ def test_a_judge_that_ignores_explanations_separates_nothing():
     assert any("this judge ignores the explanation: 100% of its answers on 8000 windows" in n for n in found.notes)
 
 
+def test_latents_and_windows_of_a_floor_that_cells_share_count_once():
+    alike = {"same": 1.0, "p": 0.6, "covariance": (0.01, 0.01, 0.0)}
+    counts = {"a": (6, 12), "b": (4, 8), "c": (6, 12)}  # latents and windows
+    for floors, latents, windows in (("fff", 6, 12), ("ffg", 12, 24), ("", 16, 32)):
+        names = dict(zip(counts, floors, strict=False))
+        samples = {
+            name: floor_sample(0.52, 0.5, n=n, answers=answers, shared=names.get(name, ""), **alike)
+            for name, (n, answers) in counts.items()
+        }
+        found = board(*(cell(name, [score_row("detection", 0.52, against=of)]) for name, of in samples.items()))
+        reading = found.readings["detection"]
+        assert (reading.latents, reading.answers, reading.same) == (latents, windows, 1.0)
+        said = "no lift was detected over 6 latents" if floors == "fff" else f"on {windows} windows"
+        assert any(said in note for note in found.notes)
+
+
 @pytest.mark.parametrize(("same", "answers", "said"), [
     (0.98, 400, "ignores the explanation"), (0.979, 400, "no lift was detected"), (1.0, 8, "no lift was detected"),
     (None, 0, "no lift was detected"),

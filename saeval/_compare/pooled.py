@@ -285,9 +285,10 @@ def _correlations(found: Iterable[Correlation]) -> list[Correlation]:
 
 
 def _power(powers: Sequence[Power]) -> Power:
+    """Return the mean power, with an interval if every seed has one: results of earlier versions have none."""
     means = {name: _mean(powers, name) for name in ("difference", "power")}
     intervals = [p.ci95 for p in powers if p.ci95 is not None]
-    ci95 = tuple(map(mean, zip(*intervals, strict=True))) or None
+    ci95 = tuple(map(mean, zip(*intervals, strict=True))) if len(intervals) == len(powers) else None
     return powers[0].model_copy(update={"n": sum(p.n for p in powers), **means, "ci95": ci95})
 
 

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from made_run import cell, run_of
 from planted_run import spec, truthful_server
 
 import saeval
@@ -15,7 +16,7 @@ from saeval._compare.controls import pooled_contrasts
 from saeval._run.claims import pooled_findings
 from saeval._run.run_dir import spent_in
 from saeval.cli.group import main
-from saeval.records import ControlContrast, Finding, VarianceParts
+from saeval.records import ControlContrast, Finding, Power, VarianceParts
 from saeval.records.results import read_result
 from saeval.task import FindingSpec
 
@@ -224,3 +225,17 @@ def test_pooled_reruns_include_the_shifts_that_a_runs_latents_share(run):
     (a, b), row = (x.scores[0].value - x.scores[0].prediction95[0] for x in (plain, cell)), cell.scores[0]
     assert b == pytest.approx((a**2 + 1.96**2 * 2 * (0.003 / 3 + 0.002)) ** 0.5)
     assert cell.scores[1].metric != row.metric and cell.scores[1].prediction95 == plain.scores[1].prediction95
+
+
+@pytest.mark.parametrize(
+    ("intervals", "pooled"),
+    [([(0.1, 0.5), (0.7, 1.0)], (0.4, 0.75)), ([(0.1, 0.5), None], None), ([None, None], None)],
+)
+def test_a_pooled_power_has_an_interval_if_every_seed_has_one(intervals, pooled):
+    powers = [
+        Power(scorer="s", variant="v", metric="m", n=30, difference=0.1, latents=50, power=power, ci95=ci95)
+        for power, ci95 in zip((0.3, 0.9), intervals, strict=True)
+    ]
+    seeds = [run_of(cell("a", []).model_copy(update={"powers": [power]})) for power in powers]
+    (found,) = pooled_runs(seeds, "pooled").cells[0].powers
+    assert found.power == pytest.approx(0.6) and found.ci95 == (pooled and pytest.approx(pooled))

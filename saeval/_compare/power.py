@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 _ALPHA = 0.05
 _EQUAL = 1e-9
+_RUNS_PER_END = 200  # runs drawn for each end of an interval
 
 
 def paired_power(
@@ -43,9 +44,7 @@ def paired_power(
     return float(found.mean())
 
 
-def power_interval(
-    differences: ArrayLike, latents: int, rng: np.random.Generator, *, runs: int = 200
-) -> tuple[float, float]:
+def power_interval(differences: ArrayLike, latents: int, rng: np.random.Generator) -> tuple[float, float]:
     """Return an interval of the power of `paired_power`: its values at both ends of the mean difference's interval.
 
     Power is very uncertain if it is estimated from few latents, because a chance difference between them counts as
@@ -57,7 +56,6 @@ def power_interval(
         differences: One per latent, at least two.  [given latents]
         latents: Latents of a run.
         rng: Random generator for the runs and flips.
-        runs: Runs to draw at each end.
 
     Example:
         >>> from saeval.plugin import derive_rng
@@ -69,5 +67,5 @@ def power_interval(
 
     d = np.asarray(differences, dtype=np.float64)
     half = float(stdtrit(len(d) - 1, 0.975)) * float(d.std(ddof=1)) / len(d) ** 0.5
-    least, greatest = (paired_power(d + moved, latents, rng, runs=runs) for moved in (-half, half))
+    least, greatest = (paired_power(d + moved, latents, rng, runs=_RUNS_PER_END) for moved in (-half, half))
     return least, greatest

@@ -11,7 +11,6 @@ from pydantic import JsonValue, field_validator
 from saeval.plugin import (
     AUROC,
     Context,
-    Example,
     Examples,
     Explanation,
     ModelRef,
@@ -49,11 +48,6 @@ class Embeddings(Scorer):
         """Return one unit vector per text.  [texts, dimensions]"""
         return await asyncio.to_thread(context.embed, self.model, texts)
 
-    def separation(self, windows: Sequence[Example], values: Sequence[float]) -> Score:
-        """Return a score for how well one value per window separates activating windows from others."""
-        outcomes = tuple(map(valued, windows, values))
-        return Score(values={"auroc": auroc([window.active for window in windows], values)}, outcomes=outcomes)
-
 
 class Embedding(Embeddings):
     """Ranks windows by the cosine between the explanation (as a query) and their text. Needs no LLM."""
@@ -77,4 +71,6 @@ class Embedding(Embeddings):
             return Score.failed("there are no activating or no non-activating windows")
         query = self.query.replace("{explanation}", explanation.text)
         vectors = await self.embed([query, *(one_line(window.text) for window in windows)], context)
-        return self.separation(windows, [float(cosine) for cosine in vectors[1:] @ vectors[0]])
+        cosines = [float(cosine) for cosine in vectors[1:] @ vectors[0]]
+        outcomes = tuple(map(valued, windows, cosines))
+        return Score(values={"auroc": auroc([window.active for window in windows], cosines)}, outcomes=outcomes)

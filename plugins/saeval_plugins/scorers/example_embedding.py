@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from saeval.plugin import Context, Examples, Explanation, Score, one_line, valued
+from saeval.plugin import Context, Examples, Explanation, Outcome, Score, one_line
 from saeval_plugins.scorers.embedding import Embeddings
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ class ExampleEmbedding(Embeddings):
     Both means exclude the window itself. For the AUROC, an activating and a non-activating window are compared by means
     that exclude both, or the score of windows that are all of a kind would be below .5. The explanation is not used.
     The score measures how similar a latent's windows are to an embedding model, which sees whole windows but not which
-    tokens fire.
+    tokens fire. A latent's score has no interval, and the scorer no reliability: every window is in all means, so the
+    noise of windows is not that of independent judgements.
     """
 
     name = "example_embedding"
@@ -37,8 +38,11 @@ class ExampleEmbedding(Embeddings):
         active = np.array([window.active for window in windows], dtype=np.float64)
         near = cosines @ active / (active.sum() - active)
         far = cosines @ (1 - active) / ((1 - active).sum() - (1 - active))
-        outcomes = tuple(map(valued, windows, (near - far).tolist()))
-        return Score(values={"auroc": _auroc(cosines, len(examples.activating))}, outcomes=outcomes)
+        # The values are notes and not the outcomes' probabilities. DeLong's variance of those would be too small by a
+        # factor of about 2 where windows hardly differ; a jackknife's is too large by as much.
+        outcomes = tuple(Outcome(example=w.id, active=w.active, decile=w.decile) for w in windows)
+        values = {"auroc": _auroc(cosines, len(examples.activating))}
+        return Score(values=values, outcomes=outcomes, notes={"nearer": (near - far).tolist()})
 
 
 def _auroc(cosines: NDArray[np.float64], n: int) -> float:

@@ -11,6 +11,8 @@ from saeval_plugins.scorers.embedding import Embedding
 from saeval_plugins.scorers.example_embedding import ExampleEmbedding
 
 from saeval import InputError
+from saeval._compare import score_noise
+from saeval._compare.score_rows import latent_score_rows
 from saeval.plugin import AUROC, Explanation, derive_rng
 from saeval.testing.contracts import check_scorer
 from saeval.testing.toys import context, make_examples, word_embeddings
@@ -60,10 +62,10 @@ def test_values_are_mean_cosines_over_the_other_windows():
     examples = make_examples(activating=4, non_activating=5)
     found = score(examples, embed=embedding_of(rows))
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    for i, outcome in enumerate(found.outcomes):
+    for i, (outcome, value) in enumerate(zip(found.outcomes, found.notes["nearer"], strict=True)):
         near = np.mean([unit[i] @ unit[j] for j in range(4) if j != i])
         far = np.mean([unit[i] @ unit[j] for j in range(4, 9) if j != i])
-        assert outcome.probability == pytest.approx(near - far, abs=1e-6)
+        assert value == pytest.approx(near - far, abs=1e-6)
         assert outcome.active == (i < 4) and outcome.predicted is None
     assert found.values["auroc"] == np.mean([won(unit, i, j) for i in range(4) for j in range(4, 9)])
 
@@ -72,6 +74,17 @@ def won(unit, i, j):
     """Whether activating window i is nearer its own kind than window j, leaving both out of the means."""
     near, far = (np.mean([unit[k] for k in range(*side) if k not in (i, j)], axis=0) for side in ((0, 4), (4, 9)))
     return unit[i] @ (near - far) > unit[j] @ (near - far)
+
+
+@pytest.mark.parametrize("apart", [0.0, 5.0])  # windows of a kind, and windows that are told apart without an error
+def test_no_noise_is_stated_since_windows_share_the_means_that_they_are_compared_with(apart):
+    rows = derive_rng(3, "noise").normal(size=(16, 6))
+    rows[:8, 0] += apart
+    found = score(make_examples(activating=8, non_activating=8), embed=embedding_of(rows))
+    assert score_noise(found) is None
+    (row,) = latent_score_rows(0, "example_embedding", "explanation", found)
+    assert row["value"] == found.values["auroc"] and row["low"] is row["high"] is None
+    assert [outcome.active for outcome in found.outcomes] == [True] * 8 + [False] * 8
 
 
 def test_the_explanation_plays_no_part():

@@ -22,9 +22,7 @@ from saeval._util import (
     SINGLE_FILE,
     InputError,
     PluginError,
-    complaint,
     did_you_mean,
-    model_in,
     os_reason,
     plugin_place,
     refuse_pipe,
@@ -562,6 +560,8 @@ def options_error(
         error: The complaints.
         settings: Names of the settings that a spec writes among the options, as for the role of a language model.
     """
+    from saeval._util import complaint, model_in
+
     found = []
     for item in error.errors():
         loc, fields = _place(cls, tuple(item["loc"]))

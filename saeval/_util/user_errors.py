@@ -35,9 +35,9 @@ def complaint(error: Any, model: type[BaseModel] | None) -> str:
     return message
 
 
-def field_names(model: type[BaseModel] | None) -> list[str]:
+def field_names(model: type[BaseModel]) -> list[str]:
     """Return the names of a model's fields as a user writes them."""
-    return [_written(name, field) for name, field in model.model_fields.items()] if model is not None else []
+    return [_written(name, field) for name, field in model.model_fields.items()]
 
 
 def model_in(annotation: Any) -> type[BaseModel] | None:

@@ -560,7 +560,7 @@ def options_error(
         error: The complaints.
         settings: Names of the settings that a spec writes among the options, as for the role of a language model.
     """
-    from saeval._util import complaint, model_in
+    from saeval._util import complaint, model_in  # with pydantic, which listing plugins does not need
 
     found = []
     for item in error.errors():
@@ -578,7 +578,8 @@ def options_error(
         elif item["type"] == "frozen_instance":
             message = "is assigned by the plugin's own __init__; declare options as fields, such as `k: int = 3`"
         else:
-            message = complaint(item, model_in(getattr(fields.get(str(loc[-1])), "annotation", None)) if loc else None)
+            option = fields.get(str(loc[-1])) if loc else None
+            message = complaint(item, model_in(option.annotation) if option is not None else None)
         found.append((loc, message))
     return found
 

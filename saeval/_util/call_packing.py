@@ -51,7 +51,6 @@ def packed_calls(
     groups = _groups(windows, templates)
     held = _held(groups, "\n".join([before, *prompts, after]))
     known = _known([groups[k] for k in held])
-    empty = _packer(known)
     # Parts are short enough that the whole dictionary is within zlib's window at their end.
     parts: list[list[Any]] = [[[before, after]]]
     size = 0
@@ -63,7 +62,7 @@ def packed_calls(
         parts[-1].append(call)
         size += length
     texts = [json.dumps(part, ensure_ascii=False, separators=(",", ":")) for part in parts]
-    return ".".join(["".join(map(str, held)) or _NONE, *(spell(_deflated(text, empty)) for text in texts)])
+    return ".".join(["".join(map(str, held)) or _NONE, *(spell(_deflated(text, known)) for text in texts)])
 
 
 def unpacked_calls(packed: str, windows: Sequence[Sequence[str]] = (), templates: Sequence[str] = ()) -> list[Call]:
@@ -111,13 +110,9 @@ def _known(groups: Iterable[Sequence[str]]) -> bytes:
     return "\n".join(text for group in groups for text in group).encode(errors="replace")[-_REACH:]
 
 
-def _packer(known: bytes) -> zlib._Compress:
-    """Return a compressor with a dictionary; its copies do not read the dictionary again."""
-    return zlib.compressobj(_LEVEL, zdict=known) if known else zlib.compressobj(_LEVEL)
-
-
-def _deflated(text: str, empty: zlib._Compress) -> bytes:
-    packer = empty.copy()
+def _deflated(text: str, known: bytes) -> bytes:
+    # Copies of one compressor would take longer than reading the dictionary again.
+    packer = zlib.compressobj(_LEVEL, zdict=known) if known else zlib.compressobj(_LEVEL)
     return packer.compress(text.encode(errors="replace")) + packer.flush()
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from math import nan
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,54 +53,66 @@ CLASSIFICATION = (BALANCED_ACCURACY, AUROC, F1, PRECISION, RECALL, ACCURACY)
 """Metrics of scorers that judge windows one by one; the first is the headline."""
 
 
-def _counts(truth: ArrayLike, predicted: ArrayLike) -> tuple[int, int, int, int]:
-    """Return the numbers of true positives, false positives, false negatives and true negatives."""
-    import numpy as np
+class Counts(NamedTuple):
+    """Numbers of judgements by truth and answer, and the metrics that follow from them; nan where not defined.
 
-    t, p = np.asarray(truth, dtype=bool), np.asarray(predicted, dtype=bool)
-    if t.shape != p.shape:
-        raise ValueError(f"{t.shape} truths for {p.shape} predictions")
-    return int((t & p).sum()), int((~t & p).sum()), int((t & ~p).sum()), int((~t & ~p).sum())
-
-
-def balanced_accuracy(truth: ArrayLike, predicted: ArrayLike) -> float:
-    """Mean of the hit rates on positives and on negatives; nan unless both occur.
+    Attributes:
+        tp: True positives.
+        fp: False positives.
+        fn: False negatives.
+        tn: True negatives.
 
     Example:
-        >>> balanced_accuracy([True, True, False, False], [True, False, False, False])
+        >>> Counts.of([True, True, False, False], [True, False, False, False]).balanced_accuracy
         0.75
-        >>> balanced_accuracy([True, False, False, False], [False] * 4)  # always answering no gives the chance level
+        >>> Counts.of([True, False, False, False], [False] * 4).balanced_accuracy  # always "no" gives the chance level
         0.5
     """
-    tp, fp, fn, tn = _counts(truth, predicted)
-    if tp + fn == 0 or tn + fp == 0:
-        return float("nan")
-    return (tp / (tp + fn) + tn / (tn + fp)) / 2
 
+    tp: int
+    fp: int
+    fn: int
+    tn: int
 
-def accuracy(truth: ArrayLike, predicted: ArrayLike) -> float:
-    """Share of correct judgements; nan if there are none."""
-    tp, fp, fn, tn = _counts(truth, predicted)
-    total = tp + fp + fn + tn
-    return (tp + tn) / total if total else float("nan")
+    @classmethod
+    def of(cls, truth: Sequence[bool], predicted: Sequence[bool]) -> Counts:
+        """Count judgements.
 
+        Raises:
+            ValueError: If the numbers of truths and answers differ.
+        """
+        if len(truth) != len(predicted):
+            raise ValueError(f"{len(truth)} truths for {len(predicted)} predictions")
+        found = Counter((bool(t), bool(p)) for t, p in zip(truth, predicted, strict=True))
+        return cls(found[True, True], found[False, True], found[True, False], found[False, False])
 
-def precision(truth: ArrayLike, predicted: ArrayLike) -> float:
-    """Share of positive answers that are correct; nan if there are no positive answers."""
-    tp, fp, _, _ = _counts(truth, predicted)
-    return tp / (tp + fp) if tp + fp else float("nan")
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean of the hit rates on positives and on negatives; nan unless both occur."""
+        if self.tp + self.fn == 0 or self.tn + self.fp == 0:
+            return nan
+        return (self.tp / (self.tp + self.fn) + self.tn / (self.tn + self.fp)) / 2
 
+    @property
+    def accuracy(self) -> float:
+        """Share of correct judgements."""
+        return (self.tp + self.tn) / sum(self) if sum(self) else nan
 
-def recall(truth: ArrayLike, predicted: ArrayLike) -> float:
-    """Share of positives that are found; nan if there are none."""
-    tp, _, fn, _ = _counts(truth, predicted)
-    return tp / (tp + fn) if tp + fn else float("nan")
+    @property
+    def precision(self) -> float:
+        """Share of positive answers that are correct."""
+        return self.tp / (self.tp + self.fp) if self.tp + self.fp else nan
 
+    @property
+    def recall(self) -> float:
+        """Share of positives that are found."""
+        return self.tp / (self.tp + self.fn) if self.tp + self.fn else nan
 
-def f1(truth: ArrayLike, predicted: ArrayLike) -> float:
-    """Harmonic mean of precision and recall; nan if there are neither positives nor positive answers."""
-    tp, fp, fn, _ = _counts(truth, predicted)
-    return 2 * tp / (2 * tp + fp + fn) if tp + fp + fn else float("nan")
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall; nan if there are neither positives nor positive answers."""
+        found = 2 * self.tp + self.fp + self.fn
+        return 2 * self.tp / found if found else nan
 
 
 def auroc(truth: ArrayLike, values: ArrayLike) -> float:
@@ -174,12 +188,13 @@ def classification(
         >>> values["balanced_accuracy"], values["recall"], values["precision"], "auroc" in values
         (0.5, 1.0, 0.5, False)
     """
+    counts = Counts.of(truth, predicted)
     values = {
-        "balanced_accuracy": balanced_accuracy(truth, predicted),
-        "f1": f1(truth, predicted),
-        "precision": precision(truth, predicted),
-        "recall": recall(truth, predicted),
-        "accuracy": accuracy(truth, predicted),
+        "balanced_accuracy": counts.balanced_accuracy,
+        "f1": counts.f1,
+        "precision": counts.precision,
+        "recall": counts.recall,
+        "accuracy": counts.accuracy,
     }
     if probability is not None:
         values["auroc"] = auroc(truth, probability)

@@ -31,14 +31,14 @@ def same(ours: float, theirs: float) -> bool:
 @given(judged)
 def test_metrics_of_judgements_equal_scikit_learn(pairs):
     truth, said = map(list, zip(*pairs, strict=True))
-    given = {"zero_division": np.nan}
-    assert same(metrics.accuracy(truth, said), reference.accuracy_score(truth, said))
-    assert same(metrics.precision(truth, said), reference.precision_score(truth, said, **given))
-    assert same(metrics.recall(truth, said), reference.recall_score(truth, said, **given))
-    assert same(metrics.f1(truth, said), reference.f1_score(truth, said, **given))
+    given, counts = {"zero_division": np.nan}, metrics.Counts.of(truth, said)
+    assert same(counts.accuracy, reference.accuracy_score(truth, said))
+    assert same(counts.precision, reference.precision_score(truth, said, **given))
+    assert same(counts.recall, reference.recall_score(truth, said, **given))
+    assert same(counts.f1, reference.f1_score(truth, said, **given))
     one_sided = len(set(truth)) == 1  # scikit-learn then returns the recall of the only class
     assert same(
-        metrics.balanced_accuracy(truth, said),
+        counts.balanced_accuracy,
         math.nan if one_sided else reference.balanced_accuracy_score(truth, said),
     )
 
@@ -81,11 +81,11 @@ def test_a_constant_has_no_correlation_though_its_mean_is_rounded(value):
 @pytest.mark.parametrize(
     "metric",
     [
-        metrics.accuracy,
-        metrics.balanced_accuracy,
-        metrics.precision,
-        metrics.recall,
-        metrics.f1,
+        lambda truth, said: metrics.Counts.of(truth, said).accuracy,
+        lambda truth, said: metrics.Counts.of(truth, said).balanced_accuracy,
+        lambda truth, said: metrics.Counts.of(truth, said).precision,
+        lambda truth, said: metrics.Counts.of(truth, said).recall,
+        lambda truth, said: metrics.Counts.of(truth, said).f1,
         metrics.auroc,
         metrics.pearson,
     ],

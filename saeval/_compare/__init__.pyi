@@ -21,7 +21,7 @@ from saeval._compare.noise import (
     prediction_interval as prediction_interval,
     reliability as reliability,
     score_noise as score_noise,
-    sides_of as sides_of,
+    sides_right as sides_right,
     worth_of_more as worth_of_more,
 )
 from saeval._compare.pairwise import at_floor as at_floor

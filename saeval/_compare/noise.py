@@ -8,7 +8,7 @@ from math import hypot, inf, isfinite, sqrt
 from typing import TYPE_CHECKING, NamedTuple
 
 from saeval._compare.stats import Z95, Interval, combined_interval
-from saeval.records import Outcome, Score
+from saeval.records import JudgedWindows, Score
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -33,36 +33,43 @@ class ScoreNoise(NamedTuple):
         return self.find_interval()
 
 
-def score_noise(score: Score) -> ScoreNoise | None:
+def score_noise(score: Score, judged: JudgedWindows | None = None) -> ScoreNoise | None:
     """Return the noise of a latent's headline score; None for scores that are not a share or ranking of windows.
 
     The variance is that of split halves, averaged over all splits, which has a closed form: for shares, the sample
     variance over n; for AUROC, that of DeLong, DeLong and Clarke-Pearson (1988). Intervals are Wilson's for shares,
     combined for balanced accuracy ("MOVER"), and Newcombe's (2006) for AUROC, so they are not empty at 0 and 1. Assumes
     that windows are independent.
+
+    Args:
+        score: The score.
+        judged: Its judged windows as columns, if at hand; default: its `outcomes`.
     """
-    judged = [o for o in score.outcomes if o.status == "ok"]
-    if score.status != "ok" or len(judged) < 2:
+    if judged is None:
+        judged = JudgedWindows.of(score.outcomes)
+    if score.status != "ok" or judged.status.count("ok") < 2:
         return None
     headline = next(iter(score.values), "")
     if headline in ("balanced_accuracy", "accuracy"):
-        answered = [o for o in judged if o.predicted is not None]
-        sides = sides_of(answered, headline)
-        return _of_shares([[o.predicted == o.active for o in side] for side in sides])
+        return _of_shares([right for right in sides_right(judged, headline) if right])
     return _of_ranking(judged, score.values["auroc"]) if headline == "auroc" else None
 
 
-def sides_of(outcomes: Sequence[Outcome], headline: str) -> list[list[Outcome]]:
-    """Return the groups of windows whose shares a score averages: all for accuracy, else activating ones and others.
+def sides_right(judged: JudgedWindows, headline: str) -> list[list[bool]]:
+    """Return which answered windows were judged correctly, for each group whose shares a score averages.
+
+    The groups are activating windows and others; for accuracy, all windows are one group.
 
     Args:
-        outcomes: A latent's windows.
+        judged: A latent's windows.
         headline: Name of the score.
     """
-    groups = [list(outcomes)]
-    if headline != "accuracy":
-        groups = [[o for o in outcomes if o.active is active] for active in (True, False)]
-    return list(filter(None, groups))
+    activating: list[bool] = []
+    others: list[bool] = []
+    for active, predicted, status in zip(judged.active, judged.predicted, judged.status, strict=True):
+        if status == "ok" and predicted is not None:
+            (activating if active or headline == "accuracy" else others).append(predicted == active)
+    return [activating, others]
 
 
 def _of_shares(sides: Sequence[Sequence[bool]]) -> ScoreNoise | None:
@@ -86,10 +93,11 @@ def wilson(hits: int, n: int) -> Interval:
     return max(0.0, min(centre - half, p)), min(1.0, max(centre + half, p))
 
 
-def _of_ranking(judged: Sequence[Outcome], area: float) -> ScoreNoise | None:
+def _of_ranking(judged: JudgedWindows, area: float) -> ScoreNoise | None:
     import numpy as np
 
-    valued = [(o.active, o.probability) for o in judged if o.probability is not None]
+    rows = zip(judged.active, judged.probability, judged.status, strict=True)
+    valued = [(active, value) for active, value, status in rows if status == "ok" and value is not None]
     up, down = (np.array([v for active, v in valued if active is side]) for side in (True, False))
     if min(len(up), len(down)) < 2:
         return None

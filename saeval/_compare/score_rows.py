@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from saeval._compare.noise import score_noise
 from saeval._compare.stats import depends_p, interval_method, least_error, mean_interval
-from saeval.records import MAIN, FloorSample, Metric, Score, ScoreRow
+from saeval.records import MAIN, FloorSample, JudgedWindows, Metric, Score, ScoreRow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,7 +138,9 @@ def _means(metric: Metric, floors: Floors | None) -> dict[str, float]:
     return found if metric.chance is None else {**found, "chance": metric.chance}
 
 
-def latent_score_rows(latent: int, scorer: str, variant: str, score: Score) -> Iterator[dict[str, Any]]:
+def latent_score_rows(
+    latent: int, scorer: str, variant: str, score: Score, judged: JudgedWindows | None = None
+) -> Iterator[dict[str, Any]]:
     """Yield a latent's rows of `scores.parquet`, one per metric; without values, one row with the reason.
 
     Args:
@@ -146,9 +148,10 @@ def latent_score_rows(latent: int, scorer: str, variant: str, score: Score) -> I
         scorer: The scorer's label.
         variant: Variant of the explanation that was scored.
         score: The score; its headline metric has an interval if it has judged windows.
+        judged: Its judged windows as columns, if at hand; default: its `outcomes`.
     """
     place = {"latent": latent, "scorer": scorer, "variant": variant, "status": score.status, "reason": score.reason}
-    noise = score_noise(score)
+    noise = score_noise(score, judged)
     for column, (metric, value) in enumerate([*score.values.items()] or [(None, None)]):
         low, high = noise.interval if noise is not None and column == 0 else (None, None)
         yield {**place, "metric": metric, "value": value, "low": low, "high": high}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from saeval._compare import latent_score_rows
 from saeval._run.state import CellState, Results, RunState
@@ -12,7 +12,7 @@ from saeval._run.steps import prompt_texts, window_texts
 from saeval._run.work import EXPLAIN, part_of
 from saeval.activations import histogram, mean_square, portrait, position_dependence, token_share
 from saeval.llm import unpack
-from saeval.records import MAIN, Explanation, LatentRecord, Outcome, Score
+from saeval.records import MAIN, Explanation, JudgedWindows, LatentRecord, Score
 
 _MOST_PORTRAITS = 10_000  # maximum latents per cell with windows from the whole corpus
 
@@ -32,24 +32,33 @@ def write_cells(state: RunState, journal: Results, folder_of: Callable[[str], Pa
                 if n < _MOST_PORTRAITS:
                     tables.activations.add(_activation_rows(outcome, record))
                 tables.explanations.add(_explanation_rows(outcome, latent))
-                tables.scores.add(row for place, score in judged for row in latent_score_rows(latent, *place, score))
-                tables.judgements.add(
-                    {"latent": latent, "scorer": label, "variant": variant, **_judgement(o)}
-                    for (label, variant), score in judged
-                    for o in score.outcomes
-                )
+                for place, score, windows in judged:
+                    tables.scores.add(latent_score_rows(latent, *place, score, windows))
+                    tables.judgements.add(_judgement_rows(latent, *place, windows))
                 tables.calls.add(_call_rows(outcome, _asked(state, journal, outcome, latent), judged, record))
 
 
-def _judgement(outcome: Outcome) -> dict[str, Any]:
-    """Return a judged window as columns, including tokens and activations if its text was written for the question."""
-    columns = {**vars(outcome)}
-    del columns["written"]
-    return columns if outcome.written is None else {**columns, **outcome.written.model_dump(mode="json")}
+def _judgement_rows(latent: int, scorer: str, variant: str, judged: JudgedWindows) -> Iterator[dict[str, Any]]:
+    """Yield a row per judged window, with tokens and activations if its text was written for the question."""
+    place = {"latent": latent, "scorer": scorer, "variant": variant}
+    for row in zip(*judged, strict=True):
+        columns = dict(zip(judged._fields, row, strict=True))
+        written = columns.pop("written") or {}
+        yield {**place, **columns, **written}
 
 
-Judged = Sequence[tuple[tuple[str, str], Score]]
-"""Scores of one latent, each with its scorer and variant."""
+class Judged(NamedTuple):
+    """A score of a latent.
+
+    Attributes:
+        place: Its scorer and variant.
+        score: The score, without outcomes.
+        windows: Its judged windows.
+    """
+
+    place: tuple[str, str]
+    score: Score
+    windows: JudgedWindows
 
 
 def _metrics(outcome: CellState) -> dict[str, list[str]]:
@@ -69,10 +78,10 @@ def _explanation_rows(outcome: CellState, latent: int) -> Iterator[dict[str, Any
             yield {"latent": latent, "variant": variant, **found.model_dump(mode="json", exclude={"asked"})}
 
 
-def _judged(state: RunState, journal: Results, cell: CellState, latent: int) -> Judged:
+def _judged(state: RunState, journal: Results, cell: CellState, latent: int) -> list[Judged]:
     """Return the scores of a latent in full."""
     found = ((place, state.score(journal, cell.item(*place, latent))) for place in cell.scored)
-    return [(place, score) for place, score in found if score is not None]
+    return [Judged(place, *scored) for place, scored in found if scored is not None]
 
 
 def _asked(
@@ -87,11 +96,11 @@ def _asked(
 def _call_rows(
     outcome: CellState,
     explained: Iterable[tuple[tuple[str, str], Explanation | None]],
-    judged: Judged,
+    judged: Sequence[Judged],
     record: LatentRecord,
 ) -> Iterator[dict[str, Any]]:
     """Yield the prompts and replies about a latent."""
-    for (step, variant), result in (*explained, *judged):
+    for (step, variant), result in (*explained, *((place, score) for place, score, _ in judged)):
         if not result or not result.asked:
             continue
         part = part_of(outcome.cell, step, variant)
@@ -100,12 +109,12 @@ def _call_rows(
             yield {"latent": record.latent.index, "step": step, "variant": variant, "call": call, **asked._asdict()}
 
 
-def _latent_row(outcome: CellState, record: LatentRecord, judged: Judged) -> dict[str, Any]:
+def _latent_row(outcome: CellState, record: LatentRecord, judged: Sequence[Judged]) -> dict[str, Any]:
     index = record.latent.index
     explanation = outcome.explanations.get((MAIN, index))
     scores = {
         f"score.{label}.{metric}": value
-        for (label, variant), score in judged
+        for (label, variant), score, _ in judged
         if variant == MAIN
         for metric, value in score.values.items()
     }

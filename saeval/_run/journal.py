@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from saeval._run.journal_entries import compact, expanded
 from saeval._util import InputError, LineFile, os_reason, parse_json
 
 
@@ -55,7 +54,7 @@ class Journal:
         """Return the value of a finished work item from the file; None if it is not finished."""
         place = self._places.get(key)
         entry = _entry(self._file.line_at(*place)) if place else None
-        return None if entry is None else expanded(entry["value"])
+        return None if entry is None else entry["value"]
 
     def finish(self, key: str, value: Any) -> None:
         """Save a finished work item, which then survives a kill.
@@ -63,7 +62,7 @@ class Journal:
         Raises:
             InputError: If the disk is full, or the directory cannot be written to.
         """
-        text = json.dumps({"key": key, "value": compact(value)}, separators=(",", ":"))
+        text = json.dumps({"key": key, "value": value}, separators=(",", ":"))
         line = f"{_digest(text.encode()).decode()} {text}"
         self._places[key] = self._file.append(line), len(line) + 1
         self._kept.pop(key, None)

@@ -7,17 +7,15 @@ import math
 import re
 import zlib
 from base64 import b64encode
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from saeval._util import inflated
-from saeval.records import Explanation, Metric, Outcome, Score, Usage
+from saeval.records import Explanation, JudgedWindows, Metric, Outcome, Score, Usage
 
-Usable = Callable[[Any], bool]
-"""Returns whether an entry of the journal is valid."""
+R = TypeVar("R", Explanation, Score)
 
 _USAGE = TypeAdapter(Usage)
 _ROWS: TypeAdapter[list[dict[str, list[int] | list[float] | list[str]]]] = TypeAdapter(
@@ -29,59 +27,81 @@ _MOST_BYTES = 1 << 26  # maximum bytes to decompress, since a few kilobytes may 
 _USUAL: dict[str, Any] = {
     name: None if field.is_required() else field.get_default() for name, field in Outcome.model_fields.items()
 }
-_UNUSED: dict[str, Any] = asdict(Usage())
+_UNUSED = vars(Usage())
 _FLAGS = frozenset({"active", "predicted"})
 _DIGITS = frozenset({"active", "predicted", "decile"})
 """Columns that are stored as strings with one digit per window; `-` for None."""
+_DIGIT: dict[int | None, str] = {None: "-", **{digit: str(digit) for digit in range(10)}}  # True is 1, False is 0
 _LINE = re.compile(r"[0-9-]*", re.ASCII)
 
 
-def compact(value: Any) -> Any:
-    """Return an entry with judged windows as columns, without default values in usage and columns.
+def entry_of(result: Explanation | Score, usage: Usage) -> dict[str, Any]:
+    """Return the journal's entry of a result: JSON, without default values in the usage.
 
-    The columns are one text: JSON, zlib, base64.
+    Judged windows are stored as columns without those that have only default values, in one text: JSON, zlib, base64.
     """
-    result = value.get("result") if isinstance(value, dict) else None
-    if not isinstance(result, dict):
-        return value
-    if isinstance(usage := value.get("usage"), dict):
-        value = {**value, "usage": {k: v for k, v in usage.items() if k not in _UNUSED or v != _UNUSED[k]}}
-    outcomes = result.get("outcomes")
-    if not outcomes or isinstance(outcomes, dict):
-        return value
-    columns: dict[str, Any] = {name: [o[name] for o in outcomes] for name in outcomes[0]}
-    for name in [name for name, column in columns.items() if column.count(_USUAL[name]) == len(column)]:
-        del columns[name]
-    for name in _DIGITS & columns.keys():
-        text = "".join("-" if v is None else str(int(v)) for v in columns[name])
-        columns[name] = text if len(text) == len(outcomes) else columns[name]
+    used = {name: value for name, value in vars(usage).items() if value != _UNUSED[name]}
+    if isinstance(result, Explanation) or not result.outcomes:
+        return {"result": result.model_dump(mode="json"), "usage": used}
+    fields = result.model_copy(update={"outcomes": ()}).model_dump(mode="json")
+    return {"result": {**fields, "outcomes": _packed(JudgedWindows.of(result.outcomes))}, "usage": used}
+
+
+def _packed(judged: JudgedWindows) -> str:
+    n = len(judged.example)
+    columns = {
+        name: "".join(map(_DIGIT.__getitem__, column)) if name in _DIGITS else column
+        for name, column in judged._asdict().items()
+        if column.count(_USUAL[name]) < n
+    }
     text = json.dumps(columns, separators=(",", ":"))
-    packed = b64encode(zlib.compress(text.encode(), _LEVEL)).decode()
-    return {**value, "result": {**result, "outcomes": packed}}
+    return b64encode(zlib.compress(text.encode(), _LEVEL)).decode()
 
 
-def expanded(value: Any) -> Any:
-    """Undo `compact`; entries of earlier versions or in another format are returned unchanged."""
-    result = value.get("result") if isinstance(value, dict) else None
-    if not isinstance(result, dict):
-        return value
-    if isinstance(usage := value.get("usage"), dict):
-        value = {**value, "usage": {**_UNUSED, **usage}}
-    columns = result.get("outcomes")
+def judged_windows(entry: Any) -> JudgedWindows | None:
+    """Return the judged windows of a score's entry; None if there are none, or they cannot be read.
+
+    Earlier versions stored them as lists of numbers, and before that as a mapping for each window.
+    """
+    result = entry.get("result") if isinstance(entry, dict) else None
+    columns = result.get("outcomes") if isinstance(result, dict) else None
     if isinstance(columns, str):
         columns = _unpacked(columns)
-    if not isinstance(columns, dict):
-        return value
+    if isinstance(columns, list):
+        columns = _transposed(columns)
+    if not isinstance(columns, dict) or not columns.keys() <= _USUAL.keys():
+        return None
     columns = {name: _digits(column) for name, column in columns.items()}
-    if not all(isinstance(column, list) for column in columns.values()):
-        return value
-    if len({len(column) for column in columns.values()}) > 1:
-        return value
+    lists = all(isinstance(column, list) for column in columns.values())
+    if not lists or len(lengths := {len(column) for column in columns.values()}) != 1:
+        return None
+    (n,) = lengths
     for name in _FLAGS & columns.keys():
         columns[name] = [v if v is None else bool(v) for v in columns[name]]
-    rows = zip(*columns.values(), strict=True)
-    outcomes = [{**_USUAL, **dict(zip(columns, row, strict=True))} for row in rows]
-    return {**value, "result": {**result, "outcomes": outcomes}}
+    return JudgedWindows(**{name: columns.get(name, [usual] * n) for name, usual in _USUAL.items()})
+
+
+def expanded(entry: Any) -> Any:
+    """Return a result's entry as JSON of its `Explanation` or `Score` and its usage, with default values.
+
+    An entry in another format is returned unchanged.
+    """
+    result = entry.get("result") if isinstance(entry, dict) else None
+    if not isinstance(result, dict):
+        return entry
+    if isinstance(usage := entry.get("usage"), dict):
+        entry = {**entry, "usage": {**_UNUSED, **usage}}
+    if (judged := judged_windows(entry)) is None:
+        return entry
+    outcomes = [dict(zip(judged._fields, row, strict=True)) for row in zip(*judged, strict=True)]
+    return {**entry, "result": {**result, "outcomes": outcomes}}
+
+
+def _transposed(rows: Sequence[Any]) -> dict[str, list[Any]] | None:
+    """Return mappings with the same keys as columns; None if they are something else."""
+    if not rows or not all(isinstance(row, dict) and row.keys() == rows[0].keys() for row in rows):
+        return None
+    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def _unpacked(packed: str) -> Any:
@@ -99,16 +119,29 @@ def _digits(column: Any) -> Any:
     return [None if c == "-" else int(c) for c in column]
 
 
-def usable_explanation(entry: Any) -> bool:
-    """Return whether an entry contains a valid explanation, blank only if there is none, and its usage."""
-    explanation = _usable(entry, Explanation)
-    return isinstance(explanation, Explanation) and (explanation.status != "ok" or bool(explanation.text.strip()))
+class Kept(NamedTuple, Generic[R]):
+    """A result from the journal.
+
+    Attributes:
+        result: The explanation or score.
+        usage: Usage of its calls.
+    """
+
+    result: R
+    usage: Usage
 
 
-def usable_score(entry: Any, metrics: Sequence[Metric]) -> bool:
-    """Return whether an entry contains its usage and a valid score with values in the metrics' ranges."""
-    score = _usable(entry, Score)
-    return isinstance(score, Score) and out_of_range(score, metrics) is None
+def kept_explanation(entry: Any) -> Kept[Explanation] | None:
+    """Return the explanation of an entry; None if it is invalid, or blank although its status is `ok`."""
+    kept = _kept(entry, Explanation)
+    blank = kept is not None and kept.result.status == "ok" and not kept.result.text.strip()
+    return None if blank else kept
+
+
+def kept_score(entry: Any, metrics: Sequence[Metric]) -> Kept[Score] | None:
+    """Return the score of an entry; None if it is invalid, or a value is not in its metric's range."""
+    kept = _kept(entry, Score)
+    return None if kept is None or out_of_range(kept.result, metrics) is not None else kept
 
 
 def out_of_range(score: Score, metrics: Sequence[Metric]) -> str | None:
@@ -140,13 +173,14 @@ def rows(entry: Any, n: int) -> bool:
     return len(found) in (0, n)
 
 
-def _usable(entry: Any, kind: type[Explanation] | type[Score]) -> Explanation | Score | None:
-    if not isinstance(entry, dict):
+def _kept(entry: Any, kind: type[R]) -> Kept[R] | None:
+    whole = expanded(entry)
+    if not isinstance(whole, dict):
         return None
     try:
-        usage = _USAGE.validate_python(entry.get("usage"))
-        result = kind.model_validate(entry.get("result"))
+        usage = _USAGE.validate_python(whole.get("usage"))
+        result = kind.model_validate(whole.get("result"))
     except ValidationError:
         return None
     taken = (usage.input_tokens, usage.output_tokens, usage.cached_tokens, usage.usd or 0.0)
-    return result if all(0 <= part < math.inf for part in taken) else None
+    return Kept(result, usage) if all(0 <= part < math.inf for part in taken) else None

@@ -12,7 +12,6 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from functools import partial
 from heapq import heappop, heappush
 from itertools import chain
@@ -24,7 +23,7 @@ from saeval._run.executors import Executor
 from saeval._run.failures import Failures, GaveUp
 from saeval._run.floors import Partners
 from saeval._run.journal import Journal
-from saeval._run.journal_entries import usable_explanation, usable_score
+from saeval._run.journal_entries import Kept, entry_of, kept_explanation, kept_score
 from saeval._run.state import CellState, RunState, Scored
 from saeval._run.steps import StepInput
 from saeval._run.work import EXPLAIN, Item, StepWork
@@ -230,8 +229,8 @@ class Pipeline:
         """Start items that are ready and take finished ones from the journal; return whether any is in flight."""
         taken = 0
         while (item := self._queue.take()) is not None:
-            if (entry := self._finished(item)) is not None:
-                self._take(item, entry)
+            if (kept := self._finished(item)) is not None:
+                self._take(item, kept.result, kept.usage)
                 taken += 1
                 if taken % _AT_ONCE == 0:
                     await asyncio.sleep(0)
@@ -265,24 +264,25 @@ class Pipeline:
         explanation = self._state.cells[item.cell].explanations[item.variant, item.latent.index]
         return self._state.key(item, explanation.text)
 
-    def _finished(self, item: Item) -> Any | None:
-        """Return the journal's entry of an item; None if there is none, it is invalid, or it should be retried.
+    def _finished(self, item: Item) -> Kept[Any] | None:
+        """Return an item's result from the journal; None if there is none, it is invalid, or it should be retried.
 
         Results without an answer are retried on request, and if a reply was cut off and the limit was raised since.
         """
         entry = self._journal.finished(self._key(item))
         if entry is None:
             return None
+        kept: Kept[Any] | None
         if item.step == EXPLAIN:
-            usable = usable_explanation(entry)
+            kept = kept_explanation(entry)
         else:
             scorer = self._state.cells[item.cell].cell.scorers[item.step]
-            usable = usable_score(entry, scorer.part.plugin.metrics)
-        if not usable:
+            kept = kept_score(entry, scorer.part.plugin.metrics)
+        if kept is None:
             return None
         cut_at = entry.get("cut_at")
         again = self._retry == "failed" or (cut_at is not None and cut_at < self._limit_if_cut(item))
-        return None if again and _unanswered(entry["result"]) else entry
+        return None if again and _unanswered(kept.result) else kept
 
     def _limit_if_cut(self, item: Item) -> int:
         """Return `max_tokens_if_cut` of the role that an item asks; 0 if it asks none."""
@@ -298,7 +298,7 @@ class Pipeline:
         else:
             explanation = cell.explanations[item.variant, item.latent.index]
             made = await self._workplace.make(StepInput(item.cell, item.step, record.score, explanation))
-        entry = {"result": made.result.model_dump(mode="json"), "usage": asdict(made.usage)}
+        entry = entry_of(made.result, made.usage)
         if made.cut:
             entry["cut_at"] = self._limit_if_cut(item)
         self._journal.keep(key, entry)
@@ -306,7 +306,7 @@ class Pipeline:
             title = work.title(item.step, item.variant)
             _log.warning("%s %s, latent %s: %s", title, item.cell, item.latent, made.result.reason)
         self._failures_of(item).note(made, partial(self._journal.finish, key, entry))
-        self._take(item, entry, made.result)
+        self._take(item, made.result, made.usage)
         if (now := time.monotonic()) >= self._memory_read + _MEMORY_EVERY:
             self._memory_read = now
             _check_memory()
@@ -318,28 +318,21 @@ class Pipeline:
             self._failures[place] = Failures(name, self._state.task.run.give_up_after)
         return self._failures[place]
 
-    def _take(self, item: Item, entry: Any, made: Score | Explanation | None = None) -> None:
-        """Add a result to the state, and queue the items that it makes ready.
-
-        Args:
-            item: The item.
-            entry: What the journal holds of it.
-            made: The result itself, if it is at hand.
-        """
+    def _take(self, item: Item, result: Explanation | Score, usage: Usage) -> None:
+        """Add a result to the state, and queue the items that it makes ready."""
         self._queue.done(item)
         cell, latent = self._state.cells[item.cell], item.latent.index
-        result = entry["result"]
-        if item.step == EXPLAIN:
-            cell.explanations[item.variant, latent] = Explanation.model_validate({**result, "asked": ""})
+        if isinstance(result, Explanation):
+            cell.explanations[item.variant, latent] = result.model_copy(update={"asked": ""})
             self._offer(cell, item.variant, item.latent)
         else:
             scored = cell.scored[item.step, item.variant]
             scored.tried += 1  # not when it is queued: the run may stop before
-            scored.take(latent, made if isinstance(made, Score) else Score.model_validate(result))
-            scored.spent.add(Usage(**entry["usage"]))
-        title, failed = work.title(item.step, item.variant), result["status"] == "failed"
+            scored.take(latent, result)
+            scored.spent.add(usage)
+        title, failed = work.title(item.step, item.variant), result.status == "failed"
         if failed:
-            self._state.failed(title, str(result["reason"]))
+            self._state.failed(title, result.reason)
         self._stages[title].advance(failed=failed)
 
     def _offer(self, cell: CellState, variant: str, latent: LatentId) -> None:
@@ -431,7 +424,6 @@ def _check_memory() -> None:
         )
 
 
-def _unanswered(result: Mapping[str, Any]) -> bool:
+def _unanswered(result: Explanation | Score) -> bool:
     """Return whether asking again may help: the result failed, or a reply could not be parsed."""
-    outcomes = result.get("outcomes") or ()
-    return result["status"] == "failed" or any(o["status"] in ("failed", "unparsed") for o in outcomes)
+    return result.status == "failed" or (isinstance(result, Score) and result.count("failed", "unparsed") > 0)

@@ -10,9 +10,10 @@ from functools import cached_property
 from math import fsum, nan
 from typing import TYPE_CHECKING, Any, Protocol
 
-from saeval._compare import Tally, reliability, score_noise, sides_of
+from saeval._compare import Tally, reliability, score_noise, sides_right
+from saeval._run.journal_entries import judged_windows
 from saeval._run.work import Item, Keys
-from saeval.records import MAIN, Explanation, LatentId, Outcome, Score, Status, Usage
+from saeval.records import MAIN, Explanation, JudgedWindows, LatentId, Score, Status, Usage
 
 if TYPE_CHECKING:
     from saeval._run.sampling import Records
@@ -22,23 +23,25 @@ if TYPE_CHECKING:
 _TALLIED = 5
 _SILENT = 10  # index of non-activating windows, after the ten deciles
 _REASONS = 1000
+_NO_WINDOWS = JudgedWindows.of(())
 
 
-def _in_order(score: Score) -> list[Outcome]:
-    """Return judged windows in an order that does not depend on the explanation."""
-    return sorted(score.outcomes, key=lambda o: (o.example, o.active))
-
-
-def _tally(score: Score) -> tuple[float, ...]:
+def _tally(judged: JudgedWindows) -> tuple[float, ...]:
     """Return hits, activating windows, weight of false alarms, total weight, and sum of squared weights."""
-    answered = [o for o in score.outcomes if o.status == "ok" and o.predicted is not None]
-    found = [bool(o.predicted) for o in answered if o.active]
-    silent = [(o.weight, bool(o.predicted)) for o in answered if not o.active]
-    if any(weight is None for weight, _ in silent):
-        return (0.0,) * _TALLIED
-    weights = [(weight or 0.0, predicted) for weight, predicted in silent]
-    alarms = sum(weight for weight, predicted in weights if predicted)
-    return sum(found), len(found), alarms, sum(w for w, _ in weights), sum(w * w for w, _ in weights)
+    found: list[bool] = []
+    silent: list[tuple[float, bool]] = []
+    rows = zip(judged.active, judged.predicted, judged.weight, judged.status, strict=True)
+    for active, predicted, weight, status in rows:
+        if status != "ok" or predicted is None:
+            continue
+        if active:
+            found.append(predicted)
+        elif weight is None:
+            return (0.0,) * _TALLIED
+        else:
+            silent.append((weight, predicted))
+    alarms = sum(weight for weight, predicted in silent if predicted)
+    return sum(found), len(found), alarms, sum(w for w, _ in silent), sum(w * w for w, _ in silent)
 
 
 class Results(Protocol):
@@ -103,8 +106,16 @@ class Scored:
     def __contains__(self, latent: int) -> bool:
         return 0 <= latent < len(self._taken) and bool(self._taken[latent])
 
-    def take(self, latent: int, score: Score) -> None:
-        """Add the score of a latent."""
+    def take(self, latent: int, score: Score, judged: JudgedWindows | None = None) -> None:
+        """Add the score of a latent.
+
+        Args:
+            latent: The latent.
+            score: Its score.
+            judged: Its judged windows as columns, if at hand; default: its `outcomes`.
+        """
+        if judged is None:
+            judged = JudgedWindows.of(score.outcomes)
         row = len(self._latents)
         self._latents.append(latent)
         self._taken.extend(bytes(max(0, latent + 1 - len(self._taken))))
@@ -115,32 +126,36 @@ class Scored:
             column = self._values.setdefault(metric, array("d"))
             column.extend([nan] * (row - len(column)))
             column.append(value)
-        self.unparsed += score.count("unparsed", "refused")
-        self._count(score)
-        self._tallies.extend(_tally(score))
-        noise = score_noise(score)
+        self.unparsed += judged.status.count("unparsed") + judged.status.count("refused")
+        self._count(score, judged)
+        self._tallies.extend(_tally(judged))
+        noise = score_noise(score, judged)
         self._noise.append(nan if noise is None else noise.variance)
-        if latent in self.watched:
-            self._answers[latent] = bytes(2 if o.predicted is None else o.predicted for o in _in_order(score))
-        for o in score.outcomes:
-            side = o.decile if o.active else _SILENT
-            if o.status == "ok" and o.predicted is not None and side is not None and 0 <= side <= _SILENT:
+        if latent in self.watched:  # in an order that does not depend on the explanation
+            answers = sorted(zip(judged.example, judged.active, judged.predicted, strict=True), key=lambda row: row[:2])
+            self._answers[latent] = bytes(2 if predicted is None else predicted for *_, predicted in answers)
+        rows = zip(judged.active, judged.predicted, judged.decile, judged.status, strict=True)
+        for active, predicted, decile, status in rows:
+            side = decile if active else _SILENT
+            if status == "ok" and predicted is not None and side is not None and 0 <= side <= _SILENT:
                 self.judged[side] += 1
-                self.right[side] += o.predicted == o.active
+                self.right[side] += predicted == active
 
-    def _count(self, score: Score) -> None:
+    def _count(self, score: Score, judged: JudgedWindows) -> None:
         """Count a latent's windows, and bound its score by judging unanswered windows wrongly or correctly."""
         if score.status == "skipped":
             return
         headline = next(iter(score.values), "")
-        self.unasked += not score.outcomes
-        self.asked += len(score.outcomes)
+        self.unasked += not judged
+        self.asked += len(judged.active)
+        activating = len(judged.active) if headline == "accuracy" else sum(judged.active)
         worst, best = [], []
-        for side in sides_of(score.outcomes, headline):
-            answers = [o.predicted == o.active for o in side if o.status == "ok" and o.predicted is not None]
-            self.answered += len(answers)
-            worst.append(sum(answers) / len(side))
-            best.append(worst[-1] + 1 - len(answers) / len(side))
+        for n, right in zip((activating, len(judged.active) - activating), sides_right(judged, headline), strict=True):
+            if not n:
+                continue
+            self.answered += len(right)
+            worst.append(sum(right) / n)
+            best.append(worst[-1] + 1 - len(right) / n)
         self._worst.append(sum(worst) / len(worst) if worst else 0.0)
         self._best.append(sum(best) / len(best) if best else 1.0)
 
@@ -292,8 +307,8 @@ class RunState:
         entry = journal.made(self.key(item))
         return entry and Explanation.model_validate(entry["result"])
 
-    def score(self, journal: Results, item: Item) -> Score | None:
-        """Return a latent's score with all judged windows from the journal; None if there is none yet."""
+    def score(self, journal: Results, item: Item) -> tuple[Score, JudgedWindows] | None:
+        """Return a latent's score without outcomes, and its judged windows, from the journal; None if not made yet."""
         cell, latent = self.cells[item.cell], item.latent.index
         scored = cell.scored[item.step, item.variant]
         if latent not in scored:
@@ -301,6 +316,6 @@ class RunState:
         explanation = cell.explanations.get((item.variant, latent))
         entry = journal.made(self.key(item, explanation.text)) if explanation else None
         if entry:
-            return Score.model_validate(entry["result"])
+            return Score.model_validate({**entry["result"], "outcomes": ()}), judged_windows(entry) or _NO_WINDOWS
         status, reason = scored.unscored[latent]  # there was no explanation to score
-        return Score(status=status, reason=reason)
+        return Score(status=status, reason=reason), _NO_WINDOWS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 import traceback
@@ -315,7 +314,7 @@ def _savable(result: R) -> R:
     Raises:
         ValueError: If it cannot be written as JSON, or not be read back.
     """
-    text = json.dumps(result.model_dump(mode="json", warnings=False))
+    text = result.model_dump_json(warnings=False)
     if may_hold_values([text]):
         text = without_values(text)
     return type(result).model_validate_json(text)

@@ -18,6 +18,7 @@ from saeval.records.examples import (
     with_marks as with_marks,
 )
 from saeval.records.integrity import later_state as later_state
+from saeval.records.judged import JudgedWindows as JudgedWindows
 from saeval.records.messages import (
     AnswerSchema as AnswerSchema,
     FillReply as FillReply,

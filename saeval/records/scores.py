@@ -20,7 +20,7 @@ OutcomeStatus = Literal["ok", "failed", "unparsed", "refused"]
 """Outcome of one judgement: answered, call failed, no answer in the reply, or declined by the judge."""
 
 
-class Explanation(Documented):
+class Explanation(Documented, ser_json_inf_nan="constants"):
     """An explanation of a latent, or the record that there is none."""
 
     text: CleanText
@@ -45,7 +45,7 @@ class Explanation(Documented):
         return cls(text="", status="skipped", reason=reason)
 
 
-class WrittenText(Documented):
+class WrittenText(Documented, ser_json_inf_nan="constants"):
     """A text written for a latent, with its tokens and activations in the subject model."""
 
     tokens: tuple[CleanText, ...]
@@ -54,7 +54,7 @@ class WrittenText(Documented):
     """One value per token, 0 where the latent does not fire."""
 
 
-class Outcome(Documented):
+class Outcome(Documented, ser_json_inf_nan="constants"):
     """One judged window: the truth, the judge's answer, and the status of the question."""
 
     example: CleanText
@@ -78,7 +78,7 @@ class Outcome(Documented):
     """Why there is no answer."""
 
 
-class Score(Documented):
+class Score(Documented, ser_json_inf_nan="constants"):
     """Result of one scorer for one explanation of one latent."""
 
     values: dict[str, float] = {}

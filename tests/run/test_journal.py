@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, strategies as st
 
 from saeval import InputError
-from saeval._run.journal_entries import compact, expanded
+from saeval._run.journal_entries import entry_of, expanded
 from saeval._run.run_dir import RunDir
-from saeval.records import Outcome, run_state
+from saeval.records import Outcome, Score, Usage, run_state
 from saeval.report.follow import progress
 from saeval.results import list_runs
 
@@ -133,9 +133,10 @@ def test_judged_windows_that_earlier_versions_wrote_are_read():
 
 def test_judged_windows_that_are_packed_take_little_room_and_are_read_or_left_as_they_are():
     windows = [Outcome(example=f"{37 * k}:{32 * (k % 8)}", active=k < 50, predicted=k % 3 == 0) for k in range(100)]
-    value = {"result": {"outcomes": [w.model_dump(mode="json") for w in windows]}}
-    packed = compact(value)
-    assert len(json.dumps(packed)) < 700 and expanded(packed) == value
+    score = Score(outcomes=tuple(windows))
+    packed = entry_of(score, Usage(5))
+    assert len(json.dumps(packed)) < 700
+    assert expanded(packed) == {"result": score.model_dump(mode="json"), "usage": vars(Usage(5))}
     for damaged in ("", "eJw", packed["result"]["outcomes"][:-40], "kein Base64"):
         entry = {"result": {"outcomes": damaged}}
         assert expanded(entry) == entry

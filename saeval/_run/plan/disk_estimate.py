@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import time
 from copy import copy
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from saeval._run.aggregate import summarise
 from saeval._run.cell_files import write_cells
-from saeval._run.journal_entries import compact
+from saeval._run.journal_entries import entry_of
 from saeval._run.state import CellState, Results, RunState, Scored
 from saeval.llm import Call, ledger_line
 from saeval.records import Explanation, Score, Usage
@@ -21,8 +21,8 @@ _ROW = 60  # bytes per answer in the cache besides its text: key, model, checksu
 
 def journal(result: Explanation | Score) -> int:
     """Return the size of a result's line in the journal, in bytes."""
-    value = {"result": result.model_dump(mode="json"), "usage": asdict(Usage(1000, 10, 0, 0.00012345, "provider"))}
-    return len(json.dumps({"key": "0" * _KEY, "value": compact(value)})) + 10
+    value = entry_of(result, Usage(1000, 10, 0, 0.00012345, "provider"))
+    return len(json.dumps({"key": "0" * _KEY, "value": value})) + 10
 
 
 def call(role: str, model: str) -> int:
@@ -81,7 +81,7 @@ def _cut_cell(state: RunState, journal: Results, cell: CellState, n: int) -> Cel
     scored = {place: Scored(len(kept)) for place in cell.scored}
     for place, into in scored.items():
         for latent in kept:
-            if (score := state.score(journal, cell.item(*place, latent))) is not None:
-                into.take(latent, score)
+            if (found := state.score(journal, cell.item(*place, latent))) is not None:
+                into.take(latent, *found)
     explanations = {(variant, i): e for (variant, i), e in cell.explanations.items() if i in kept}
     return replace(cell, records=records, explanations=explanations, scored=scored)

@@ -14,6 +14,7 @@ from pydantic import JsonValue
 
 from saeval._run import work
 from saeval._run.collect import store_path
+from saeval._run.journal_entries import entry_of
 from saeval._run.plan import disk_estimate, throughput
 from saeval._run.plan.dry_run import CHARACTERS, EXPLANATION, Counter
 from saeval._run.plan.speed import Speed
@@ -27,7 +28,7 @@ from saeval.activations import ActivationStore, Corpus
 from saeval.llm import pack
 from saeval.models import embedder
 from saeval.plugin.base import Context, Explainer, Scorer
-from saeval.records import MAIN, Explanation, LatentRecord, Outcome, Score
+from saeval.records import MAIN, Explanation, LatentRecord, Outcome, Score, Usage
 from saeval.task import Cell, RolePart, StepPart, Task
 from saeval.testing import planted_store
 
@@ -173,7 +174,7 @@ class _Planned(RunState):
     def take(self, item: Item, result: Explanation | Score) -> None:
         """Add a result, like a run."""
         cell, latent = self.cells[item.cell], item.latent.index
-        self._results[self.key(item)] = {"result": result.model_dump(mode="json")}
+        self._results[self.key(item)] = entry_of(result, Usage())
         if isinstance(result, Explanation):
             cell.explanations[item.variant, latent] = result
             return

@@ -321,8 +321,8 @@ def _match_windows(wanted: NDArray[np.float64], offered: NDArray[np.float64]) ->
     from scipy.optimize import linear_sum_assignment
 
     # One more run or token has the same cost as a distance of half a window between marks.
-    cost = np.abs(wanted[:, None, :] - offered[None, :, :]) @ np.array([1.0, 1.0, 2.0, 2.0])
-    return np.asarray(linear_sum_assignment(cost)[1])
+    runs, tokens, first, last = np.abs(wanted.T[:, :, None] - offered.T[:, None, :])
+    return np.asarray(linear_sum_assignment((runs + 2 * first) + (tokens + 2 * last))[1])
 
 
 def _shape(strengths: NDArray[np.float32], threshold: float) -> NDArray[np.float64]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -99,23 +98,28 @@ def with_decoy(
     profile = profile_of(shown[:: max(1, len(shown) // _COMPARED)], searched.kinds, threshold)
     best: tuple[float, _Windows] | None = None
     compared = 0
-    candidates = searched.candidates(rng)
-    while compared < _TRIED and (some := list(islice(candidates, _TRIED - compared))):
-        drawn = [usable.take(rng.permutation(len(usable.ids))[: _OFFERED * wanted]) for usable in some]
-        profiles = searched.profiles([windows.take(slice(_COMPARED)) for windows in drawn], threshold)
+    others = searched.candidates(rng)
+    while compared < _TRIED and len(others):
+        some, others = np.split(others, [_TRIED - compared])
+        usable = searched.usable(some)
+        drawn = [rng.permutation(n)[: _OFFERED * wanted] for n in usable.counts.tolist()]
+        if not drawn:
+            continue
+        profiles = searched.profiles(usable.look_up([ranks[:_COMPARED] for ranks in drawn]), threshold)
         other = np.flatnonzero(~(profile.overlap(profiles) > _SAME_TOKENS))
         if not len(other):
             continue
-        few = [max(0.0, 1 - len(windows.ids) / wanted) for windows in drawn]
-        distance = profile.distance(profiles)[other] + np.array(few)[other]
+        few = np.maximum(0.0, 1 - usable.counts / wanted)
+        distance = (profile.distance(profiles) + few)[other]
         nearest = int(np.argmin(distance))
         if best is None or distance[nearest] < best[0]:
-            best = float(distance[nearest]), drawn[other[nearest]]
+            k = int(other[nearest])
+            best = float(distance[nearest]), usable.look_up([drawn[k]], first=k)
         compared += len(other)
     if best is None:
         return record
-    _, offered = best
-    latent, begins = LatentId(record.latent.hookpoint, offered.latent), searched.begins([offered])
+    offered = best[1]
+    latent, begins = LatentId(record.latent.hookpoint, int(offered.latents[0])), searched.begins(offered)
     order = rng.permutation(len(shown))
     lent = order[np.arange(min(wanted, len(begins))) % len(order)]
     chosen = _match_windows(
@@ -126,25 +130,54 @@ def with_decoy(
 
 
 class _Windows(NamedTuple):
-    """Windows of a latent.
+    """Windows of one or more latents.
 
     Attributes:
-        latent: The latent.
-        ids: Window numbers.  [windows]
-        low: Start of each window's firings, relative to `base`.  [windows]
-        high: End of each window's firings, relative to `base`.  [windows]
-        base: Index into the store's firings.
+        latents: Latent of each.  [windows], like the others
+        ids: Window numbers.
+        low: Start of each window's firings in the store's arrays.
+        high: End of each window's firings in the store's arrays.
     """
 
-    latent: int
+    latents: NDArray[np.int64]
     ids: NDArray[np.int64]
     low: NDArray[np.int64]
     high: NDArray[np.int64]
-    base: int
 
-    def take(self, which: NDArray[np.int64] | slice) -> _Windows:
-        """Return a subset of the windows."""
-        return self._replace(ids=self.ids[which], low=self.low[which], high=self.high[which])
+
+class _Usable(NamedTuple):
+    """The usable windows of several latents; only those that are drawn are looked up.
+
+    Attributes:
+        latents: The latents.
+        counts: Number of usable windows of each.  [latents]
+        begins: Start of each latent's usable windows in `chosen`.  [latents]
+        bases: Index into the store's firings of the firing that `numbers` would begin with.  [latents]
+        chosen: Usable windows, as indices into `first`.
+        first: Start of each window's firings in `numbers`, and the end of the last one's.
+        numbers: Window number of each firing.
+    """
+
+    latents: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    begins: NDArray[np.int64]
+    bases: NDArray[np.int64]
+    chosen: NDArray[np.int64]
+    first: NDArray[np.int64]
+    numbers: NDArray[np.integer[Any]]
+
+    def look_up(self, ranks: Sequence[NDArray[np.int64]], first: int = 0) -> _Windows:
+        """Return some windows of consecutive latents.
+
+        Args:
+            ranks: For each latent, which of its usable windows.
+            first: Number of the first of these latents.
+        """
+        of = np.repeat(np.arange(first, first + len(ranks)), [len(some) for some in ranks])
+        window = self.chosen[self.begins[of] + np.concatenate(ranks)]
+        low, base = self.first[window], self.bases[of]
+        ids = self.numbers[low].astype(np.int64)
+        return _Windows(self.latents[of], ids, low + base, self.first[window + 1] + base)
 
 
 class _Scratch:
@@ -207,16 +240,15 @@ class _Search:
         """Kinds of tokens."""
         return self._scratch.kinds
 
-    def begins(self, drawn: Sequence[_Windows]) -> NDArray[np.int64]:
+    def begins(self, windows: _Windows) -> NDArray[np.int64]:
         """Return the starts of other latents' windows, shifted by `begins_around` if this latent's windows are."""
-        ids = np.concatenate([windows.ids for windows in drawn])
         if not self._moved:
-            return self._store.begin_of(ids, self.window)
-        latents = np.repeat([windows.latent for windows in drawn], [len(windows.ids) for windows in drawn])
-        return self._store.begins_around(latents, ids, _firings(drawn), self.window)
+            return self._store.begin_of(windows.ids, self.window)
+        firings = windows.low, windows.high
+        return self._store.begins_around(windows.latents, windows.ids, firings, self.window)
 
-    def candidates(self, rng: np.random.Generator) -> Iterator[_Windows]:
-        """Draw latents, preferring those that fire about as often, with their usable windows."""
+    def candidates(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Draw latents, preferring those that fire about as often."""
         firings, known = self._store.firings, self._scratch.known
         known = known[known != self._latent]
         apart = np.abs(np.log(firings[known] / max(1, len(self._positions))))
@@ -224,12 +256,10 @@ class _Search:
         first = np.arange(len(near))
         if len(near) > _MOST:  # only these are sorted; kept in order, so that ties are stable
             first = np.flatnonzero(near <= np.partition(near, _MOST - 1)[_MOST - 1])
-        others = known[first[np.argsort(near[first], kind="stable")][:_MOST]]
-        for begin in range(0, len(others), _TRIED):
-            yield from (usable for usable in self._usable(others[begin : begin + _TRIED]) if len(usable.ids) >= _FEWEST)
+        return np.asarray(known[first[np.argsort(near[first], kind="stable")][:_MOST]])
 
-    def _usable(self, others: NDArray[np.int64]) -> Iterator[_Windows]:
-        """Yield the usable windows of latents; empty for latents that do not fire independently."""
+    def usable(self, others: NDArray[np.int64]) -> _Usable:
+        """Return the usable windows of those latents that fire independently and have enough."""
         store, window = self._store, self.window
         position, ends = store.firings_of(others)
         sizes = np.diff(ends, prepend=0)
@@ -239,27 +269,24 @@ class _Search:
         fewer = np.minimum(sizes, len(self._positions))
         apart = shared <= np.maximum(2 * by_chance, _TOGETHER * fewer)
 
-        numbers, whole = store.window_of(position, window)
+        numbers, whole = store.window_of(position.astype(store.position.dtype), window)  # 32 bits are divided faster
         begins = ends - sizes
-        new = np.ones(len(numbers), dtype=np.bool_)
-        new[1:] = numbers[1:] != numbers[:-1]
+        new = np.ones(len(numbers) + 1, dtype=np.bool_)
+        new[1:-1] = numbers[1:] != numbers[:-1]
         if whole is not None:  # the remainder of a context has the number of the next context's first window
-            new[1:] |= whole[1:] != whole[:-1]
-        new[begins[sizes > 0]] = True
+            new[1:-1] |= whole[1:] != whole[:-1]
+        new[begins] = True
         first = np.flatnonzero(new)
-        last = np.append(first[1:], len(numbers))
-        ids = numbers[first].astype(np.int64)
-        good = self._allowed(ids)
+        good = self._allowed(numbers.take(first[:-1]).astype(np.int64))
         if whole is not None:
-            good &= whole[first]
+            good &= whole[first[:-1]]
         good[np.searchsorted(first, common, side="right") - 1] = False
         chosen = np.flatnonzero(good)
-        ids, first, last = ids[chosen], first[chosen], last[chosen]
-        edges = np.searchsorted(first, [*begins, len(position)]).tolist()
-        bases = (store.indptr[others] - begins).tolist()
-        for k, latent in enumerate(others.tolist()):
-            part = slice(edges[k], edges[k + 1] if apart[k] else edges[k])
-            yield _Windows(latent, ids[part], first[part], last[part], bases[k])
+        edges = np.searchsorted(chosen, np.searchsorted(first, [*begins, len(position)]))
+        counts = np.diff(edges)
+        enough = np.flatnonzero(apart & (counts >= _FEWEST))
+        bases = store.indptr[others] - begins
+        return _Usable(others[enough], counts[enough], edges[enough], bases[enough], chosen, first, numbers)
 
     def _allowed(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which windows are known, not used by this latent, and not in a document that explains it."""
@@ -282,17 +309,11 @@ class _Search:
         fires[self._positions] = False
         return found
 
-    def profiles(self, drawn: Sequence[_Windows], threshold: float) -> Profiles:
+    def profiles(self, windows: _Windows, threshold: float) -> Profiles:
         """Return the profiles of other latents, from their windows."""
-        owner = np.repeat(np.arange(len(drawn)), [len(windows.ids) for windows in drawn])
-        return profiles_of(self._store, _firings(drawn), self.begins(drawn), owner, self.kinds, self.window, threshold)
-
-
-def _firings(drawn: Sequence[_Windows]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return start and end of each window's firings in the store's arrays."""
-    low = np.concatenate([windows.low + windows.base for windows in drawn])
-    high = np.concatenate([windows.high + windows.base for windows in drawn])
-    return low, high
+        firings, begins = (windows.low, windows.high), self.begins(windows)
+        owner = np.cumsum(np.diff(windows.latents, prepend=windows.latents[:1]) != 0)
+        return profiles_of(self._store, firings, begins, owner, self.kinds, self.window, threshold)
 
 
 def _match_windows(wanted: NDArray[np.float64], offered: NDArray[np.float64]) -> NDArray[np.intp]:
@@ -300,8 +321,8 @@ def _match_windows(wanted: NDArray[np.float64], offered: NDArray[np.float64]) ->
     from scipy.optimize import linear_sum_assignment
 
     # One more run or token has the same cost as a distance of half a window between marks.
-    cost = np.abs(wanted[:, None, :] - offered[None, :, :]) @ np.array([1.0, 1.0, 2.0, 2.0])
-    return np.asarray(linear_sum_assignment(cost)[1])
+    runs, tokens, first, last = np.abs(wanted.T[:, :, None] - offered.T[:, None, :])
+    return np.asarray(linear_sum_assignment((runs + 2 * first) + (tokens + 2 * last))[1])
 
 
 def _shape(strengths: NDArray[np.float32], threshold: float) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -73,10 +74,11 @@ class Kinds:
     def __init__(self, store: ActivationStore):
         self._store = store
         self._numbers: dict[str, int] = {}
+        self._of = cache(self._look_at)
         self._known = np.zeros(0, dtype=np.bool_)  # indexed by token id, like the next array
         self._of_id = np.zeros((0, 3), dtype=np.int64)
 
-    def _of(self, text: str) -> tuple[int, bool, bool]:
+    def _look_at(self, text: str) -> tuple[int, bool, bool]:
         number = self._numbers.setdefault(text.strip().casefold(), len(self._numbers))
         return number, text[:1].isspace(), not any(map(str.isalnum, text))
 
@@ -104,7 +106,7 @@ class Kinds:
         if len(new := np.unique(ids[~self._known[ids]])):
             self._of_id[new] = self.of_texts([text for (text,) in self._store.strings(new[:, None])])
             self._known[new] = True
-        found = self._of_id[ids]
+        found = self._of_id.take(ids, axis=0)
         broken = np.unique(rows[self._store.is_partial(ids)])
         if len(broken):
             texts = self._store.strings(tokens[begins[broken][:, None] + np.arange(window)])
@@ -120,10 +122,14 @@ def profile_of(windows: Sequence[Example], kinds: Kinds, threshold: float = 0.3)
     """Return the profile of one latent from its windows; for `threshold`, see `marked`."""
     marks = marked(np.array([window.activations for window in windows]), threshold)[0]
     rows, columns = np.nonzero(marks)
-    shown = [window.shown_at() for window in windows]
     seen = zip(rows.tolist(), columns.tolist(), strict=True)
-    texts = [windows[row].tokens[shown[row][column]] for row, column in seen]
+    texts = [_shown(windows[row], column) for row, column in seen]
     return _profiles(rows, columns, kinds.of_texts(texts), np.zeros(len(windows), dtype=np.int64), 1)
+
+
+def _shown(window: Example, column: int) -> str:
+    """Return the text that shows a token."""
+    return window.tokens[column] or window.tokens[window.shown_at()[column]]
 
 
 def profiles_of(

@@ -278,11 +278,15 @@ def _check_silence(record: LatentRecord, store: ActivationStore, sampler: str) -
 def _flawed(flaw: Flaw, record: LatentRecord) -> Flawed:
     """Count a latent's scored windows that share text with explaining, or that are wrongly marked as non-activating."""
     if flaw == "leak":
-        shown, scored = record.explain.activating, record.score.activating
-        return Flawed(sum(any(_overlap(e, other) for other in shown) for e in scored), len(scored))
+        scored = record.score.activating
+        shown: dict[int, list[Example]] = {}
+        for example in record.explain.activating:
+            shown.setdefault(example.context, []).append(example)
+        return Flawed(sum(any(_overlap(e, other) for other in shown.get(e.context, ())) for e in scored), len(scored))
     silent = record.score.non_activating
     return Flawed(sum(bool(e.activations.any()) for e in silent), len(silent))
 
 
 def _overlap(a: Example, b: Example) -> bool:
-    return a.context == b.context and a.start < b.start + len(b.tokens) and b.start < a.start + len(a.tokens)
+    """Return whether two windows of a context share tokens."""
+    return a.start < b.start + len(b.tokens) and b.start < a.start + len(a.tokens)

@@ -142,16 +142,15 @@ def with_marks(tokens: Sequence[str], marks: Sequence[bool]) -> str:
     """
     if len(marks) != len(tokens):
         raise ValueError(f"{len(marks)} marks for {len(tokens)} tokens")
-    pieces: list[str] = []
-    inside = False
-    for token, mark in zip(tokens, over_characters(tokens, marks), strict=True):
-        if mark != inside:
-            pieces.append(OPEN if mark else CLOSE)
-            inside = mark
-        pieces.append(token)
-    if inside:
-        pieces.append(CLOSE)
-    return "".join(pieces)
+    flags = over_characters(tokens, marks)
+    shown = list(tokens)
+    last = len(shown) - 1
+    for i in compress(range(len(shown)), flags):
+        if i == 0 or not flags[i - 1]:
+            shown[i] = OPEN + shown[i]
+        if i == last or not flags[i + 1]:
+            shown[i] += CLOSE
+    return "".join(shown)
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,10 +24,10 @@ class TopTokens(Explainer):
         """Add up activations by token."""
         weight: dict[str, float] = defaultdict(float)
         for example in examples.activating:
-            for at, activation in zip(example.shown_at(), example.activations, strict=True):
+            for at, activation in zip(example.shown_at(), example.activations.tolist(), strict=True):
                 token = example.tokens[at]
                 if activation > 0 and (word := one_line(token.casefold()) or repr(token)):
-                    weight[word] += float(activation)
+                    weight[word] += activation
         if not weight:
             return Explanation.failed("no token is active")
         strongest = sorted(weight, key=lambda word: (-weight[word], word))[: self.k]

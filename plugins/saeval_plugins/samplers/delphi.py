@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -90,18 +92,18 @@ class DelphiSampler(Sampler):
         deciles = [q * DECILES // self.quantiles for q in quantile]
         firings = int(store.firings[latent.index])
         flaws: frozenset[Flaw] = frozenset({"leak"}) if self.leak else frozenset()
+        # All windows are cut in one call, because a call has a fixed cost.
+        ids = np.concatenate([shown, scored[at], silent])
+        decile = [*[None] * len(shown), *deciles, *[None] * len(silent)]
+        examples = iter(store.examples(latent, ids, self.window, decile))
+        explaining, scoring, silence = (tuple(islice(examples, n)) for n in (len(shown), len(at), len(silent)))
         return LatentRecord(
             latent,
             firings=firings,
             windows=len(windows.ids),
             density=firings / store.n_tokens,
-            explain=Examples(latent, store.examples(latent, shown, self.window), (), maximum),
-            score=Examples(
-                latent,
-                store.examples(latent, scored[at], self.window, deciles),
-                store.examples(latent, silent, self.window),
-                maximum,
-            ),
+            explain=Examples(latent, explaining, (), maximum),
+            score=Examples(latent, scoring, silence, maximum),
             flaws=flaws,
         )
 
@@ -119,14 +121,17 @@ class DelphiSampler(Sampler):
 
     def _by_quantile(self, n: int, wanted: int) -> tuple[list[int], list[int]]:
         """Draw from each quantile of n ranked windows; return ranks in the order drawn, and quantiles."""
-        draw = self._draw()
-        size, each = n // self.quantiles, wanted // self.quantiles
-        parts = [range(q * size, (q + 1) * size) for q in range(self.quantiles)]
-        drawn = [
-            (rank, q) for q, part in enumerate(parts) for rank in (draw.sample(part, each) if size >= each else part)
-        ]
-        return [rank for rank, _ in drawn], [q for _, q in drawn]
+        ranks = _drawn(self.seed, self.quantiles, n // self.quantiles, wanted // self.quantiles)
+        return list(ranks), [q for q in range(self.quantiles) for _ in range(len(ranks) // self.quantiles)]
 
     def _draw(self) -> random.Random:
         """Return the standard library's generator, which makes the same draws as Delphi from the same seed."""
         return random.Random(self.seed)  # noqa: S311
+
+
+@lru_cache(maxsize=1024)  # latents with as many windows have the same draws
+def _drawn(seed: int, parts: int, size: int, each: int) -> tuple[int, ...]:
+    """Draw ranks from each of as many parts of one size; return all ranks of parts that are too small."""
+    draw = random.Random(seed)  # noqa: S311
+    ranges = [range(part * size, (part + 1) * size) for part in range(parts)]
+    return tuple(rank for part in ranges for rank in (draw.sample(part, each) if size >= each else part))

@@ -76,7 +76,7 @@ class Fuzzing(Judge):
         shuffled = [right[i] for i in order]
         decoy = examples.decoy if self.negatives == "other" else None
         if decoy is not None:
-            wrong = [(window, self._marks(window)) for window in decoy.activating]
+            wrong = list(zip(decoy.activating, self._marks_of(decoy.activating), strict=True))
         elif self.negatives == "active":
             pairs = self._disjoint(*_halves(shuffled, context.rng))
             right, wrong = [lender for lender, _ in pairs], [(window, self._marks(lender)) for lender, window in pairs]
@@ -90,13 +90,25 @@ class Fuzzing(Judge):
         alone = self.negatives == "other" and decoy is None
         if alone:  # without weights, like windows of decoys; else natural rates would be those of these latents alone
             wrong = [(replace(window, weight=None), marks) for window, marks in wrong]
+        marked = zip(right, self._marks_of(right), strict=True)
         return [
-            *(Question(window, marked_line(window, self._marks(window)), True, alone) for window in right),
+            *(Question(window, marked_line(window, marks), True, alone) for window, marks in marked),
             *(Question(window, marked_line(window, marks), False, alone) for window, marks in wrong),
         ]
 
     def _marks(self, window: Example) -> list[bool]:
         return window.firing(self.threshold)
+
+    def _marks_of(self, windows: Sequence[Example]) -> list[list[bool]]:
+        """Return the marks of several windows, as `Example.firing` does for one."""
+        import numpy as np
+
+        if len({window.activations.shape for window in windows}) != 1:
+            return [self._marks(window) for window in windows]
+        strength = np.array([window.activations for window in windows])
+        level = (self.threshold * strength.max(axis=1).astype(np.float64)).astype(strength.dtype)
+        marks: list[list[bool]] = ((strength > 0) & (strength >= level[:, None])).tolist()
+        return marks
 
     def _fixed(self, window: Example, n: int) -> list[bool]:
         """Mark n tokens that do not fire, at the positions that Delphi would mark."""

@@ -55,14 +55,13 @@ class TableWriter:
         self._columns, self._at_once = columns, at_once
         self._rows: list[Mapping[str, Any]] = []
         schema = arrow_table([], columns).schema
-        paths = {name: f"{name}.list.element" if kind.startswith("list<") else name for name, kind in columns.items()}
         self._file = pq.ParquetWriter(
             path,
             schema,
             compression="zstd",
             compression_level=_LEVEL,
             data_page_size=_PAGE,
-            use_dictionary=[path for name, path in paths.items() if name not in unlike],
+            use_dictionary=[_path(name, kind) for name, kind in columns.items() if name not in unlike],
             column_encoding=dict.fromkeys(unlike, "DELTA_BYTE_ARRAY"),
         )
 
@@ -153,6 +152,7 @@ def read_table(
     *,
     others: bool = True,
     groups: Sequence[int] | None = None,
+    numbered: Sequence[str] = (),
 ) -> pa.Table:
     """Read a table of a run, with known columns cast to their types.
 
@@ -162,6 +162,7 @@ def read_table(
         columns: Required columns.
         others: Whether to read all other columns, too.
         groups: Row groups to read; default: all.
+        numbered: Columns of text to return as Arrow dictionaries, as files of saeval hold them; others stay text.
 
     Raises:
         InputError: If the file is missing or incomplete, lacks a column, or has values of another type.
@@ -171,7 +172,8 @@ def read_table(
 
     refuse_pipe(file)
     try:
-        with pq.ParquetFile(file) as parquet:
+        paths = [_path(name, kinds[name]) for name in numbered]
+        with pq.ParquetFile(file, read_dictionary=paths) as parquet:
             wanted = range(parquet.num_row_groups) if groups is None else groups
             table = parquet.read_row_groups(list(wanted), columns=None if others else list(columns))
         table.validate(full=True)
@@ -191,7 +193,8 @@ def read_table(
     for i, name in enumerate(names):
         kind = kinds.get(name) or kinds.get(name.partition(".")[0] + ".")
         try:
-            if kind and table.column(i).type != _arrow(kind):
+            known = (_arrow(kind, numbered=name in numbered), _arrow(kind)) if kind else ()
+            if kind and table.column(i).type not in known:
                 table = table.set_column(i, name, table.column(i).cast(_arrow(kind)))
         except pa.ArrowException:
             raise InputError(f"{file}: the column {safe_text(name)} does not contain values of type {kind}") from None
@@ -200,7 +203,14 @@ def read_table(
     return table
 
 
-def _arrow(kind: str) -> Any:
+def _arrow(kind: str, *, numbered: bool = False) -> Any:
     import pyarrow as pa
 
-    return pa.list_(_arrow(kind[5:-1])) if kind.startswith("list<") else pa.type_for_alias(kind)
+    if kind.startswith("list<"):
+        return pa.list_(_arrow(kind[5:-1], numbered=numbered))
+    return pa.dictionary(pa.int32(), pa.type_for_alias(kind)) if numbered else pa.type_for_alias(kind)
+
+
+def _path(name: str, kind: str) -> str:
+    """Return the path of a column's values in a Parquet file."""
+    return f"{name}.list.element" if kind.startswith("list<") else name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import groupby
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -61,9 +61,9 @@ class CellTables:
     def __init__(self, cell: CellResult, folder: Path, ranked: Sequence[Ranked]):
         self.cell = cell
         self._latents = self._read_latents(folder / "latents.parquet")
-        windows = _Table(folder / "examples.parquet", _WINDOWS)
+        windows = _Table(folder / "examples.parquet", _WINDOWS, numbered=("tokens",))
         self._windows_of = lru_cache(maxsize=1)(windows.of)  # details and calls of the same latents both need them
-        self._seen = _Table(folder / "activations.parquet", _SEEN)
+        self._seen = _Table(folder / "activations.parquet", _SEEN, numbered=("tokens",))
         self._judgements = _Table(folder / "judgements.parquet", _JUDGEMENTS, _WRITTEN)
         self._files = RunCell(cell, folder)
         self._calls = _Table(folder / "calls.parquet", _CALLS)
@@ -156,26 +156,26 @@ class CellTables:
             The content for JSON, with the number of tokens in place of each window's tokens; and the tokens of all
             windows in order, encoded by `_Numbers.bytes_of`.
         """
-        tables = self._windows_of(tuple(latents)), self._seen.of(latents)
-        words, numbers = _numbered([rows["tokens"] for rows in tables if rows])
-        windows, seen = (_windows(*given) for given in zip(tables, ("role", "group"), strict=True))
-        first_seen = len(tables[0]["latent"]) if tables[0] else 0
-        judged = self._judgements_of(latents, _places(windows))
+        shown, seen = self._windows_of(tuple(latents)), self._seen.of(latents)
+        words, numbers = _numbered([rows["tokens"] for rows in (shown, seen) if rows])
+        windows, of_role = [*_windows(shown), *_windows(seen)], _rows_by(shown, "role")
+        of_group = _rows_by(seen, "group", first=len(shown["latent"]) if shown else 0)
+        judged = self._judgements_of(latents, _places(windows, of_role))
         order: list[int] = []
         pages = []
         for i in latents:
-            shown, saw = windows.get(i, {}), seen.get(i, {})
-            order += [row for group in shown.values() for row, _ in group]
-            order += [first_seen + row for group in saw.values() for row, _ in group]
+            roles, groups = of_role.get(i, {}), of_group.get(i, {})
+            order += chain(*roles.values(), *groups.values())
             explanations = [
                 [row["variant"], row.get("text", ""), row.get("status", "ok"), row.get("reason", "")]
                 for row in self.explanations.get(i, ())
             ]
             page = {"latent": i, **self._lists.get(i, {}), "explanations": explanations}
-            page |= {"senses": _senses(self.own(i)), "windows": _groups(shown), "judged": judged.get(i, {})}
-            pages.append(
-                page | {"seen": [[name, [["", 1, None, *w[3:]] for w in some]] for name, some in _groups(saw)]}
-            )
+            page["senses"] = _senses(self.own(i))
+            page["windows"] = [(role, [windows[k] for k in rows]) for role, rows in roles.items()]
+            page["judged"] = judged.get(i, {})
+            page["seen"] = [(name, [["", 1, None, *windows[k][3:]] for k in rows]) for name, rows in groups.items()]
+            pages.append(page)
         planes = 2 if len(words) <= 1 << 16 else 4
         return {"latents": pages, "words": words, "planes": planes}, numbers.bytes_of(order, planes)
 
@@ -247,37 +247,45 @@ class CellTables:
         found: dict[int, dict[str, dict[str, list[Any]]]] = {}
         if not rows:
             return found
-        columns = [rows[name].to_pylist() for name in _JUDGEMENTS]
-        columns += [rows[name].to_pylist() if name in rows else [None] * len(columns[0]) for name in _WRITTEN]
-        rest = zip(*columns[3:], strict=True)
-        groups = groupby(zip(*columns[:3], rest, strict=True), key=lambda row: row[:3])
-        for (latent, scorer, variant), group in groups:
-            here = places.get(latent, {})
-            lines = [
-                (
-                    here.get(example, example),
-                    int(bool(active)),
-                    None if predicted is None else int(predicted),
-                    rounded(probability, 4),
-                    status,
-                    reason or "",
-                    _written(*written),
-                )
-                for *_, (example, active, predicted, probability, status, reason, *written) in group
-            ]
-            held = found.setdefault(latent, {}).setdefault(scorer, {}).setdefault(variant, [])
-            held += lines
+        latent, scorer, variant, example, active, predicted, probability, status, reason = (
+            rows[name].to_pylist() for name in _JUDGEMENTS
+        )
+        written = [rows[name].to_pylist() if name in rows else [None] * len(latent) for name in _WRITTEN]
+        window = [places.get(i, {}).get(address, address) for i, address in zip(latent, example, strict=True)]
+        active = [int(bool(a)) for a in active]
+        predicted = [None if p is None else int(p) for p in predicted]
+        probability = [rounded(p, 4) for p in probability]
+        reason = [r or "" for r in reason]
+        columns = [window, active, predicted, probability, status, reason, [*map(_written, *written)]]
+        for begin, end in _runs([rows[name] for name in ("latent", "scorer", "variant")]):
+            variants = found.setdefault(latent[begin], {}).setdefault(scorer[begin], {})
+            held = variants.setdefault(variant[begin], [[] for _ in columns])
+            for values, column in zip(held, columns, strict=True):
+                values += column[begin:end]
         for scorers in found.values():
             for variants in scorers.values():
-                for variant, lines in variants.items():
-                    variants[variant] = [_column(values) for values in zip(*lines, strict=True)]
+                for name, held in variants.items():
+                    variants[name] = [_column(values) for values in held]
         return found
 
 
-def _column(values: Sequence[Any]) -> Any:
+def _column(values: list[Any]) -> Any:
     """Return a column as a list, or as a single value if all values are equal (and not lists)."""
     first = values[0]
-    return first if not isinstance(first, list) and all(v == first for v in values) else list(values)
+    return first if not isinstance(first, list) and values.count(first) == len(values) else values
+
+
+def _runs(columns: Sequence[Any]) -> Iterator[tuple[int, int]]:
+    """Yield the begin and end of each run of rows that are equal in all columns."""
+    import numpy as np
+
+    rows = len(columns[0])
+    changed = np.zeros(rows, dtype=bool)
+    for column in columns:
+        values = column.dictionary_encode(null_encoding="encode").indices.to_numpy()
+        changed[1:] |= values[1:] != values[:-1]
+    begins = [0, *np.flatnonzero(changed).tolist()]
+    return pairwise([*begins, rows])
 
 
 def _senses(explanation: Mapping[str, Any] | None) -> str:
@@ -293,8 +301,8 @@ def _senses(explanation: Mapping[str, Any] | None) -> str:
 class _Table:
     """Reads a Parquet file with a column `latent` by latent; only the requested row groups are in memory."""
 
-    def __init__(self, path: Path, columns: Sequence[str], optional: Sequence[str] = ()):
-        self.path = path
+    def __init__(self, path: Path, columns: Sequence[str], optional: Sequence[str] = (), numbered: Sequence[str] = ()):
+        self.path, self._encoded = path, numbered
         self._latents = self._read(("latent",)).column("latent").to_numpy()
         self._columns = (*columns, *(name for name in optional if name in self._names))
         self._group = lru_cache(maxsize=2)(self._read_group)  # latents are requested in the order of the file
@@ -305,7 +313,8 @@ class _Table:
     def _read(self, columns: Sequence[str], groups: Sequence[int] | None = None) -> Any:
         kinds = CELL_TABLES[self.path.stem]
         if self.path.exists():
-            return read_table(self.path, kinds, columns, others=False, groups=groups)
+            numbered = [name for name in self._encoded if name in columns]
+            return read_table(self.path, kinds, columns, others=False, groups=groups, numbered=numbered)
         return arrow_table([], {name: kinds[name] for name in columns})
 
     def _read_group(self, group: int) -> Any:
@@ -357,8 +366,15 @@ class _Table:
         needed, which = np.unique(group, return_inverse=True)
         sizes = np.diff(self._begins)[needed]
         within = rows - self._begins[group] + (np.cumsum(sizes) - sizes)[which]
-        found = pa.concat_tables([self._group(int(g)) for g in needed]).take(within)
-        return {name: found.column(name).combine_chunks() for name in found.column_names}
+        found = pa.concat_tables([self._group(int(g)) for g in needed])
+        consecutive = bool((np.diff(within) == 1).all())  # the usual case, in which no row is copied
+        found = found.slice(within[0], len(within)) if consecutive else found.take(within)
+        return {name: _one_array(found.column(name)) for name in found.column_names}
+
+
+def _one_array(column: Any) -> Any:
+    """Return a column as one array; a slice, if it is one chunk."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 class _Numbers(NamedTuple):
@@ -386,9 +402,14 @@ def _numbered(columns: Sequence[Any]) -> tuple[list[str], _Numbers]:
 
     if not columns:
         return [], _Numbers(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
-    encoded = pa.concat_arrays([column.flatten() for column in columns]).dictionary_encode()
-    numbers = encoded.indices.to_numpy()
-    order = np.argsort(-np.bincount(numbers, minlength=len(encoded.dictionary)), kind="stable")
+    found, lists = zip(*(_distinct(column.flatten()) for column in columns), strict=True)
+    encoded = pa.concat_arrays(found).dictionary_encode()
+    ends = np.cumsum([len(tokens) for tokens in found])
+    of_columns = np.split(encoded.indices.to_numpy(), ends[:-1])
+    numbers = np.concatenate([known[places] for known, places in zip(of_columns, lists, strict=True)])
+    first = np.empty(len(encoded.dictionary), dtype=np.int64)
+    first[numbers[::-1]] = np.arange(len(numbers))[::-1]  # of equal numbers, the last assignment counts
+    order = np.lexsort((first, -np.bincount(numbers, minlength=len(first))))
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     lengths = [np.diff(column.offsets.to_numpy()) for column in columns]
@@ -396,17 +417,31 @@ def _numbered(columns: Sequence[Any]) -> tuple[list[str], _Numbers]:
     return [distinct[i] for i in order], _Numbers(rank[numbers], np.cumsum(np.concatenate(lengths)))
 
 
+def _distinct(tokens: Any) -> tuple[Any, NDArray[np.int64]]:
+    """Return the distinct tokens, and the place of each token among them."""
+    import numpy as np
+    import pyarrow as pa
+
+    encoded = tokens if pa.types.is_dictionary(tokens.type) else tokens.dictionary_encode()
+    numbers = encoded.indices.to_numpy()
+    occurs = np.bincount(numbers, minlength=len(encoded.dictionary)) > 0  # the dictionary is that of the row group
+    return encoded.dictionary.take(np.flatnonzero(occurs)), (np.cumsum(occurs) - 1)[numbers]
+
+
 def _texts(rows: Mapping[str, Any]) -> dict[int, dict[tuple[str, bool], list[str]]]:
     """Return the texts of windows by latent, and by role and whether the latent fires."""
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     found: dict[int, dict[tuple[str, bool], list[str]]] = {}
     if not rows:
         return found
-    texts = pc.binary_join(rows["tokens"], "").to_pylist()
-    names = [rows[name].to_pylist() for name in ("latent", "role", "active")]
-    for latent, role, active, text in zip(*names, texts, strict=True):
-        found.setdefault(latent, {}).setdefault((role, bool(active)), []).append(text)
+    tokens, begins = _flat(rows["tokens"])
+    texts = pc.binary_join(pa.ListArray.from_arrays(begins, tokens.cast(pa.string())), "").to_pylist()
+    latent, role, active = (rows[name].to_pylist() for name in ("latent", "role", "active"))
+    for begin, end in _runs([rows[name] for name in ("latent", "role", "active")]):
+        held = found.setdefault(latent[begin], {}).setdefault((role[begin], bool(active[begin])), [])
+        held += texts[begin:end]
     return found
 
 
@@ -417,46 +452,51 @@ def _grouped(texts: Mapping[tuple[str, bool], list[str]], step: str) -> list[lis
     return [texts.get(group, []) for group in (("score", True), ("score", False), ("decoy", False))]
 
 
-def _windows(rows: Mapping[str, Any], kind: str) -> dict[int, dict[str, list[tuple[int, list[Any]]]]]:
-    """Return windows by latent and by the column `kind`, each as its row and [address, active, decile, number of
-    tokens, [place, activation, …]]."""
+def _windows(rows: Mapping[str, Any]) -> list[list[Any]]:
+    """Return windows as [address, active, decile, number of tokens, [place, activation, …]]."""
     import numpy as np
 
-    found: dict[int, dict[str, list[tuple[int, list[Any]]]]] = {}
     if not rows:
-        return found
+        return []
     tokens = np.diff(rows["tokens"].offsets.to_numpy()).tolist()
-    values, value_ends = _flat(rows["activations"])
-    strengths = np.nan_to_num(values.astype(float), nan=0.0, posinf=0.0, neginf=0.0)
-    fired = np.flatnonzero(strengths)
+    items, value_ends = _flat(rows["activations"])
+    values = items.to_numpy(zero_copy_only=False)
+    fired = np.flatnonzero(values)
+    fired = fired[np.isfinite(values[fired])]
     edges = np.searchsorted(fired, value_ends)
     places = fired - np.repeat(value_ends[:-1], np.diff(edges))
     sparse: list[float] = [None] * (2 * len(fired))  # type: ignore[list-item]
     sparse[::2] = places.tolist()
-    sparse[1::2] = [rounded(v, 4) or 0.0 for v in strengths[fired].tolist()]
+    sparse[1::2] = [rounded(v, 4) or 0.0 for v in values[fired].tolist()]
     ends = (2 * edges).tolist()
-    names = ["latent", kind, "context", "start"]
     nothing = [None] * len(tokens)
     judged = [rows[name].to_pylist() if name in rows else nothing for name in ("active", "decile")]
-    plain = [*(rows[name].to_pylist() for name in names), *judged]
-    for k, (latent, group, context, start, active, decile) in enumerate(zip(*plain, strict=True)):
-        fires = sparse[ends[k] : ends[k + 1]]
-        window = [f"{context}:{start}", int(bool(active)), decile, tokens[k], fires]
-        found.setdefault(latent, {}).setdefault(group, []).append((k, window))
+    addresses = zip(rows["context"].to_pylist(), rows["start"].to_pylist(), strict=True)
+    columns = zip(addresses, *judged, tokens, pairwise(ends), strict=True)
+    return [
+        [f"{context}:{start}", int(bool(active)), decile, size, sparse[begin:end]]
+        for (context, start), active, decile, size, (begin, end) in columns
+    ]
+
+
+def _rows_by(rows: Mapping[str, Any], kind: str, first: int = 0) -> dict[int, dict[str, list[int]]]:
+    """Return the numbers of rows, which begin with `first`, by latent and by the column `kind`."""
+    found: dict[int, dict[str, list[int]]] = {}
+    if not rows:
+        return found
+    latent, group = rows["latent"].to_pylist(), rows[kind].to_pylist()
+    for begin, end in _runs([rows["latent"], rows[kind]]):
+        held = found.setdefault(latent[begin], {}).setdefault(group[begin], [])
+        held += range(first + begin, first + end)
     return found
 
 
-def _groups(windows: Mapping[str, Sequence[tuple[int, list[Any]]]]) -> list[tuple[str, list[list[Any]]]]:
-    """Return groups of windows without their row numbers."""
-    return [(name, [window for _, window in group]) for name, group in windows.items()]
-
-
-def _places(windows: Mapping[int, Mapping[str, list[tuple[int, list[Any]]]]]) -> dict[int, dict[str, int]]:
+def _places(windows: Sequence[Sequence[Any]], rows: Mapping[int, Mapping[str, list[int]]]) -> dict[int, dict[str, int]]:
     """Return, by latent and address, the numbers of its score windows; windows of the decoy come last."""
     found = {}
-    for latent, roles in windows.items():
+    for latent, roles in rows.items():
         scored = [*roles.get("score", ()), *roles.get("decoy", ())]
-        found[latent] = {window[0]: k for k, (_, window) in reversed(list(enumerate(scored)))}
+        found[latent] = {windows[row][0]: k for k, row in reversed(list(enumerate(scored)))}
     return found
 
 
@@ -468,7 +508,7 @@ def _written(tokens: Sequence[str] | None, activations: Sequence[float] | None) 
     return [tokens, [part for pair in fired for part in pair]]
 
 
-def _flat(lists: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
+def _flat(lists: Any) -> tuple[Any, NDArray[np.int32]]:
     """Return the items of all lists joined, and the start of each list, followed by the end of the last."""
     ends = lists.offsets.to_numpy()
-    return lists.flatten().to_numpy(zero_copy_only=False), ends - ends[0]
+    return lists.flatten(), ends - ends[0]

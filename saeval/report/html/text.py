@@ -51,11 +51,15 @@ def dense(content: bytes) -> str:
     """
     import numpy as np
 
-    bits = np.unpackbits(np.frombuffer(content, dtype=np.uint8))
-    bits = np.concatenate([bits, np.zeros(-len(bits) % 15, dtype=np.uint8)])
-    numbers = bits.reshape(-1, 15) @ (1 << np.arange(14, -1, -1))
-    longer = len(bits) // 8 - len(content)
-    return f"{longer}" + (numbers + _FIRST).astype("<u2").tobytes().decode("utf-16-le")
+    groups = np.zeros((-(-len(content) // 15), 8, 2), dtype=np.uint8)  # 15 bytes and a zero as 8 words of 16 bits
+    padded = np.frombuffer(content + bytes(-len(content) % 15), dtype=np.uint8)
+    groups.reshape(-1, 16)[:, :15] = padded.reshape(-1, 15)
+    words = groups.view(">u2")[:, :, 0].astype(np.uint32)
+    words[:, 1:] |= words[:, :-1] << 16  # character k ends in word k, k + 1 bits before its end
+    numbers = (words >> np.arange(1, 9, dtype=np.uint32)) & 0x7FFF
+    count = -(-8 * len(content) // 15)
+    longer = 15 * count // 8 - len(content)
+    return f"{longer}" + (numbers.ravel()[:count] + _FIRST).astype("<u2").tobytes().decode("utf-16-le")
 
 
 def utf16(text: str) -> bytes:

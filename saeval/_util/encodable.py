@@ -47,8 +47,7 @@ def clean(value: T) -> T:
     if value is None or isinstance(value, (int, float)):
         return value
     if isinstance(value, str):
-        text = clean_text(value)
-        cleaned = value if text == value else text
+        cleaned = clean_text(value)
     elif isinstance(value, Mapping):
         cleaned = {clean(key): clean(inner) for key, inner in value.items()}
     elif isinstance(value, list):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
+from functools import cache
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -30,15 +31,23 @@ def clean_text(text: str) -> str:
     return text
 
 
+@cache
+def _arguments(kind: Any) -> tuple[str, ...]:
+    """Return the names of the fields that a dataclass is made from."""
+    return tuple(field.name for field in fields(kind) if field.init)
+
+
 def clean(value: T) -> T:
     """Apply `clean_text` to all strings in a value, including keys: JSON data, tuples and dataclasses.
 
-    Strings of a subclass keep their class unless they need cleaning.
+    Strings of a subclass keep their class unless they need cleaning; dataclasses in which nothing does are returned as
+    they are.
     """
     cleaned: Any = value
+    if value is None or isinstance(value, (int, float)):
+        return value
     if isinstance(value, str):
-        text = clean_text(value)
-        cleaned = value if text == value else text
+        cleaned = clean_text(value)
     elif isinstance(value, Mapping):
         cleaned = {clean(key): clean(inner) for key, inner in value.items()}
     elif isinstance(value, list):
@@ -47,8 +56,12 @@ def clean(value: T) -> T:
         parts = [clean(inner) for inner in value]
         cleaned = type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
     elif is_dataclass(value) and not isinstance(value, type):
-        made = [field for field in fields(value) if field.init]
-        cleaned = replace(value, **{field.name: clean(getattr(value, field.name)) for field in made})
+        changed = {}
+        for name in _arguments(type(value)):
+            held = getattr(value, name)
+            if (new := clean(held)) is not held:
+                changed[name] = new
+        cleaned = replace(value, **changed) if changed else value
     return cleaned  # type: ignore[no-any-return]
 
 

@@ -7,7 +7,13 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from dataclasses import dataclass
 
 from saeval._util import LLMError, counted, derive_rng
@@ -46,16 +52,16 @@ class Timeout:
         self._count += 1
         self._answers.append(asyncio.get_running_loop().time())
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    def running(self) -> AbstractAsyncContextManager[None]:
         """Run a call.
 
         Raises:
             TimeoutError: If it takes too long.
         """
-        if self._seconds is None:
-            yield
-            return
+        return nullcontext() if self._seconds is None else self._limited()
+
+    @asynccontextmanager
+    async def _limited(self) -> AsyncIterator[None]:
         loop = asyncio.get_running_loop()
         self._in_flight += 1
         begun, before, turns = loop.time(), self._count, _TURNS * self._in_flight
@@ -111,15 +117,17 @@ class Attempts:
     faults: int = 0
     failed: float | None = None
 
-    @contextmanager
-    def queued(self) -> Iterator[None]:
+    def queued(self) -> AbstractContextManager[None]:
         """Exclude the time in this context, in which the call waits for others, from the patience."""
+        return nullcontext() if self.failed is None else self._excluded(self.failed)
+
+    @contextmanager
+    def _excluded(self, failed: float) -> Iterator[None]:
         began = time.monotonic()
         try:
             yield
         finally:
-            if self.failed is not None:
-                self.failed += time.monotonic() - began
+            self.failed = failed + time.monotonic() - began
 
     def wait_after(self, error: LLMError) -> float | None:
         """Return the seconds to wait before the next attempt; None if the call is not retried."""

@@ -70,6 +70,8 @@ def readable(reply: Reply) -> Reply:
     """Return a reply with reasoning and answer separated, and control characters replaced by U+FFFD."""
     reasoning, answer = split_reply(_cleaned(reply.text))
     reasoning = "\n".join(part for part in (_cleaned(reply.reasoning), reasoning) if part.strip())
+    if (answer, reasoning) == (reply.text, reply.reasoning):
+        return reply
     return replace(reply, text=answer, reasoning=reasoning)
 
 

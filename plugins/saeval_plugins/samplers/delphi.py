@@ -112,7 +112,7 @@ class DelphiSampler(Sampler):
         if self.show == "quantiles":
             return self._by_quantile(n, self.explain)[0]
         if self.show == "random":
-            return self._draw().sample(range(n), self.explain) if n >= self.explain else [*range(n)]
+            return _generator(self.seed).sample(range(n), self.explain) if n >= self.explain else [*range(n)]
         strongest = min(self.explain if self.show == "top" else int(self.explain * self.top_share), n)
         if self.show == "top":
             return [*range(strongest)]
@@ -124,14 +124,15 @@ class DelphiSampler(Sampler):
         ranks = _drawn(self.seed, self.quantiles, n // self.quantiles, wanted // self.quantiles)
         return list(ranks), [q for q in range(self.quantiles) for _ in range(len(ranks) // self.quantiles)]
 
-    def _draw(self) -> random.Random:
-        """Return the standard library's generator, which makes the same draws as Delphi from the same seed."""
-        return random.Random(self.seed)  # noqa: S311
+
+def _generator(seed: int) -> random.Random:
+    """Return the standard library's generator, which makes the same draws as Delphi from the same seed."""
+    return random.Random(seed)  # noqa: S311
 
 
 @lru_cache(maxsize=1024)  # latents with as many windows have the same draws
 def _drawn(seed: int, parts: int, size: int, each: int) -> tuple[int, ...]:
     """Draw ranks from each of as many parts of one size; return all ranks of parts that are too small."""
-    draw = random.Random(seed)  # noqa: S311
+    draw = _generator(seed)
     ranges = [range(part * size, (part + 1) * size) for part in range(parts)]
     return tuple(rank for part in ranges for rank in (draw.sample(part, each) if size >= each else part))

@@ -139,7 +139,7 @@ def _means(metric: Metric, floors: Floors | None) -> dict[str, float]:
 
 
 def latent_score_rows(
-    latent: int, scorer: str, variant: str, score: Score, judged: JudgedWindows | None = None
+    latent: int, scorer: str, variant: str, score: Score, judged: JudgedWindows
 ) -> Iterator[dict[str, Any]]:
     """Yield a latent's rows of `scores.parquet`, one per metric; without values, one row with the reason.
 
@@ -148,13 +148,25 @@ def latent_score_rows(
         scorer: The scorer's label.
         variant: Variant of the explanation that was scored.
         score: The score; its headline metric has an interval if it has judged windows.
-        judged: Its judged windows as columns, if at hand; default: its `outcomes`.
+        judged: Its judged windows.
     """
     place = {"latent": latent, "scorer": scorer, "variant": variant, "status": score.status, "reason": score.reason}
     noise = score_noise(score, judged)
     for column, (metric, value) in enumerate([*score.values.items()] or [(None, None)]):
         low, high = noise.interval if noise is not None and column == 0 else (None, None)
         yield {**place, "metric": metric, "value": value, "low": low, "high": high}
+
+
+def judgement_rows(latent: int, scorer: str, variant: str, judged: JudgedWindows) -> Iterator[dict[str, Any]]:
+    """Yield a latent's rows of `judgements.parquet`, one per window.
+
+    Rows have tokens and activations if their text was written for the question.
+    """
+    place = {"latent": latent, "scorer": scorer, "variant": variant}
+    for row in zip(*judged, strict=True):
+        columns = dict(zip(judged._fields, row, strict=True))
+        written = columns.pop("written") or {}
+        yield {**place, **columns, **written}
 
 
 def _sample(metric: Metric, values: Values, floors: Floors, rng: np.random.Generator) -> FloorSample | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from saeval._compare import latent_score_rows
+from saeval._compare import judgement_rows, latent_score_rows
 from saeval._run.state import CellState, Results, RunState
 from saeval._run.steps import prompt_texts, window_texts
 from saeval._run.work import EXPLAIN, part_of
@@ -34,17 +34,8 @@ def write_cells(state: RunState, journal: Results, folder_of: Callable[[str], Pa
                 tables.explanations.add(_explanation_rows(outcome, latent))
                 for place, score, windows in judged:
                     tables.scores.add(latent_score_rows(latent, *place, score, windows))
-                    tables.judgements.add(_judgement_rows(latent, *place, windows))
+                    tables.judgements.add(judgement_rows(latent, *place, windows))
                 tables.calls.add(_call_rows(outcome, _asked(state, journal, outcome, latent), judged, record))
-
-
-def _judgement_rows(latent: int, scorer: str, variant: str, judged: JudgedWindows) -> Iterator[dict[str, Any]]:
-    """Yield a row per judged window, with tokens and activations if its text was written for the question."""
-    place = {"latent": latent, "scorer": scorer, "variant": variant}
-    for row in zip(*judged, strict=True):
-        columns = dict(zip(judged._fields, row, strict=True))
-        written = columns.pop("written") or {}
-        yield {**place, **columns, **written}
 
 
 class Judged(NamedTuple):

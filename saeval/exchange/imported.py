@@ -10,9 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import saeval
-from saeval._compare import Floors, ScorerRun, latent_score_rows, score_row
+from saeval._compare import Floors, ScorerRun, judgement_rows, latent_score_rows, score_row
 from saeval._util import content_hash, derive_rng, file_name, mark, new_folder, unique, write_atomic, write_checksums
-from saeval.records import MAIN, CellResult, DecileShares, Explanation, Metric, RunResult, Score, ScoreRow
+from saeval.records import (
+    MAIN,
+    CellResult,
+    DecileShares,
+    Explanation,
+    JudgedWindows,
+    Metric,
+    RunResult,
+    Score,
+    ScoreRow,
+)
 
 
 @dataclass
@@ -234,9 +244,9 @@ def _write_cell(cell: ImportedCell, folder: Path) -> None:
         tables.explanations.add(_explanation_rows(cell.explanations))
         for label, scoring in cell.scorings.items():
             for latent, score in sorted(scoring.scores.items()):
-                tables.scores.add(latent_score_rows(latent, label, MAIN, score))
-                place = {"latent": latent, "scorer": label, "variant": MAIN}
-                tables.judgements.add({**place, **outcome.model_dump(mode="json")} for outcome in score.outcomes)
+                judged = JudgedWindows.of(score.outcomes)
+                tables.scores.add(latent_score_rows(latent, label, MAIN, score, judged))
+                tables.judgements.add(judgement_rows(latent, label, MAIN, judged))
         tables.judgements.add(cell.judgements)
 
 

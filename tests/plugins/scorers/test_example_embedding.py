@@ -14,6 +14,7 @@ from saeval import InputError
 from saeval._compare import score_noise
 from saeval._compare.score_rows import latent_score_rows
 from saeval.plugin import AUROC, Explanation, derive_rng
+from saeval.records import JudgedWindows
 from saeval.testing.contracts import check_scorer
 from saeval.testing.toys import context, make_examples, word_embeddings
 
@@ -82,7 +83,7 @@ def test_no_noise_is_stated_since_windows_share_the_means_that_they_are_compared
     rows[:8, 0] += apart
     found = score(make_examples(activating=8, non_activating=8), embed=embedding_of(rows))
     assert score_noise(found) is None
-    (row,) = latent_score_rows(0, "example_embedding", "explanation", found)
+    (row,) = latent_score_rows(0, "example_embedding", "explanation", found, JudgedWindows.of(found.outcomes))
     assert row["value"] == found.values["auroc"] and row["low"] is row["high"] is None
     assert [outcome.active for outcome in found.outcomes] == [True] * 8 + [False] * 8
 

@@ -81,8 +81,7 @@ class Example:
 
     def firing(self, threshold: float = 0.3) -> list[bool]:
         """Return for each token whether its activation is at least `threshold` times the window's maximum."""
-        level = threshold * self.max_activation
-        fires: list[bool] = ((self.activations > 0) & (self.activations >= level)).tolist()
+        fires: list[bool] = _strong(self.activations, threshold).tolist()
         return fires
 
     def marked(self, marks: Sequence[bool] | None = None) -> str:
@@ -106,6 +105,18 @@ class Example:
     def over_characters(self, flags: Sequence[bool]) -> Sequence[bool]:
         """Return flags of tokens, in which all tokens of a character have the flag if one of them has."""
         return over_characters(self.tokens, flags)
+
+
+def _strong(strength: NDArray[np.float32], threshold: float) -> NDArray[np.bool_]:
+    """Return for each token whether its activation is at least `threshold` times its window's maximum.
+
+    Args:
+        strength: Activations of one window, or of several.  [..., window]
+        threshold: Share of the maximum.
+    """
+    level = threshold * strength.max(axis=-1, keepdims=True).astype(float)
+    strong: NDArray[np.bool_] = (strength > 0) & (strength >= level.astype(strength.dtype))
+    return strong
 
 
 def shown_at(tokens: Sequence[str]) -> list[int]:
@@ -191,6 +202,16 @@ class Examples:
     decoy: Examples | None = None
     in_corpus: CorpusFiring | None = None
     cofiring: tuple[frozenset[int], ...] = ()
+
+    def firing(self, threshold: float = 0.3) -> list[list[bool]]:
+        """Return the flags of `Example.firing` for each activating window; windows of one length take one call."""
+        import numpy as np
+
+        strengths = [window.activations for window in self.activating]
+        if len({(strength.shape, strength.dtype) for strength in strengths}) != 1:
+            return [window.firing(threshold) for window in self.activating]
+        fires: list[list[bool]] = _strong(np.array(strengths), threshold).tolist()
+        return fires
 
     def strengths(self, example: Example) -> list[int]:
         """Return one strength from 0 to 10 per token: ceil(10 · activation / maximum), 0 if not firing (paper §3.2)."""

@@ -71,17 +71,19 @@ class Fuzzing(Judge):
 
     def questions(self, examples: Examples, context: Context) -> list[Question]:
         """Mark firing tokens in activating windows, and wrong ones according to `negatives`."""
-        right: Sequence[Example] = examples.activating
-        order = [int(i) for i in context.rng.permutation(len(right))]
-        shuffled = [right[i] for i in order]
+        shown = examples.activating
+        order = [int(i) for i in context.rng.permutation(len(shown))]
+        shuffled = [shown[i] for i in order]
+        right = list(zip(shown, examples.firing(self.threshold), strict=True))
         decoy = examples.decoy if self.negatives == "other" else None
         if decoy is not None:
-            wrong = list(zip(decoy.activating, self._marks_of(decoy.activating), strict=True))
+            wrong = list(zip(decoy.activating, decoy.firing(self.threshold), strict=True))
         elif self.negatives == "active":
             pairs = self._disjoint(*_halves(shuffled, context.rng))
-            right, wrong = [lender for lender, _ in pairs], [(window, self._marks(lender)) for lender, window in pairs]
+            right = [(lender, self._marks(lender)) for lender, _ in pairs]
+            wrong = [(window, marks) for (_, window), (_, marks) in zip(pairs, right, strict=True)]
         elif self.negatives == "fixed":
-            n = math.ceil(sum(int((e.activations != 0).sum()) for e in right) / len(right)) if right else 0
+            n = math.ceil(sum(int((e.activations != 0).sum()) for e in shown) / len(shown)) if shown else 0
             wrong = [(window, self._fixed(window, n)) for window in examples.non_activating]
         else:
             silent = examples.non_activating
@@ -90,25 +92,13 @@ class Fuzzing(Judge):
         alone = self.negatives == "other" and decoy is None
         if alone:  # without weights, like windows of decoys; else natural rates would be those of these latents alone
             wrong = [(replace(window, weight=None), marks) for window, marks in wrong]
-        marked = zip(right, self._marks_of(right), strict=True)
         return [
-            *(Question(window, marked_line(window, marks), True, alone) for window, marks in marked),
+            *(Question(window, marked_line(window, marks), True, alone) for window, marks in right),
             *(Question(window, marked_line(window, marks), False, alone) for window, marks in wrong),
         ]
 
     def _marks(self, window: Example) -> list[bool]:
         return window.firing(self.threshold)
-
-    def _marks_of(self, windows: Sequence[Example]) -> list[list[bool]]:
-        """Return the marks of several windows, as `Example.firing` does for one."""
-        import numpy as np
-
-        if len({window.activations.shape for window in windows}) != 1:
-            return [self._marks(window) for window in windows]
-        strength = np.array([window.activations for window in windows])
-        level = (self.threshold * strength.max(axis=1).astype(np.float64)).astype(strength.dtype)
-        marks: list[list[bool]] = ((strength > 0) & (strength >= level[:, None])).tolist()
-        return marks
 
     def _fixed(self, window: Example, n: int) -> list[bool]:
         """Mark n tokens that do not fire, at the positions that Delphi would mark."""

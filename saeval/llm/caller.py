@@ -175,9 +175,7 @@ class Caller:
     ) -> A:
         """Ask once, as soon as the role's concurrency and the budget allow it, and bill the attempt."""
         with tries.queued():
-            if question.roomier is not None and not question.raised:
-                await self._room.settled()
-            epoch = await self._limiter.enter()
+            epoch = await self._enter(question)
         refused: bool | None = None
         try:
             with tries.queued():
@@ -196,6 +194,17 @@ class Caller:
             return answer
         finally:
             self._limiter.leave(epoch, refused)
+
+    async def _enter(self, question: Question) -> int:
+        """Wait for a slot; while other questions try the higher token limit, leave the slots to them."""
+        while True:
+            raised = question.roomier is None or question.raised
+            if not raised:
+                await self._room.settled()
+            epoch = await self._limiter.enter()
+            if raised or self._room.is_settled:
+                return epoch
+            self._limiter.leave(epoch, None)  # an answer was cut off while this question waited for the slot
 
     async def _call(self, question: Question, ask: Callable[[Any], Awaitable[A]], work: CallState) -> A:
         request = question.sent = self._chosen(question)

@@ -39,9 +39,15 @@ class TruncationPolicy:
     def _given_up(self) -> bool:
         return self._cuts >= (_UNLUCKY if self._helped else _HOPELESS)
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether to ask with `max_tokens`: False while questions try the higher limit and no answer is complete yet,
+        since others would be cut off, too."""
+        return not self._trying or self._any_whole or self._given_up
+
     async def settled(self) -> None:
-        """Wait while other questions try the higher limit and no answer is complete yet: it would be cut, too."""
-        while self._trying and not (self._any_whole or self._given_up):
+        """Wait until `is_settled`."""
+        while not self.is_settled:
             await self._changed.wait()
 
     async def turn(self, question: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from fake_server import body, content
@@ -110,17 +111,18 @@ def test_reasoning_that_takes_more_than_the_limit_gets_room_once(tmp_path):
         def choose(request, _):
             if request["max_tokens"] >= 1000:
                 return None
+            time.sleep(0.2)  # meanwhile the other questions wait for a slot
             return content("", "length", reasoning_content="hm " * 100)
 
         server.chooses = choose
         task = spec(server, **{**SMALL, "latents": {"n": 6, "min_windows": 20}})
         for role in task["llms"].values():
-            role["concurrency"] = 2  # more would be asked before the first answer comes
+            role["concurrency"] = 2
         result = saeval.run(task, out=tmp_path / "run")
         row = result.cells[0].scores[0]
         assert (row.value, row.failed) == (1.0, 0)
         short = [call for call in server.calls if call["max_tokens"] == 100]
-        assert len(short) < len(server.calls) / 2  # once it is known that room is needed, it is given at once
+        assert 2 <= len(short) <= 4  # the first of each role, since it was not known yet that room is needed
         asked = len(server.calls)
         saeval.run(task, out=tmp_path / "again")
         assert len(server.calls) == asked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import sys
 import textwrap
@@ -50,6 +51,7 @@ def install(tmp_path, monkeypatch):
         (info / "entry_points.txt").write_text(f"[saeval]\n{entry or module} = {module}\n")
         files = [place / f"{module}.py", *info.iterdir(), info / "RECORD"]
         (info / "RECORD").write_text("".join(f"{file.relative_to(place)},,\n" for file in files))
+        importlib.invalidate_caches()  # the folder may have been listed in the same tick of the clock
         return info
 
     yield install

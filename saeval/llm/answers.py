@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from saeval._util import clean, clean_text, may_hold_values, without_values
-from saeval.records import FillReply, LogprobReply, Reply, TokenLogprobs
+from saeval._util import clean, may_hold_values, without_values
+from saeval.records import FillReply, LogprobReply, Message, Reply, Request, TokenLogprobs
 
 V = TypeVar("V")
 
@@ -32,13 +32,43 @@ def json_text(value: object) -> str:
     return _CANONICAL.encode(value)
 
 
-def encodable(value: V) -> tuple[V, str]:
-    """Return a request or reply with text that UTF-8 can encode, and its JSON."""
-    text = json_text(value)
-    if clean_text(text) is text:
-        return value, text
-    cleaned = clean(value)
-    return cleaned, json_text(cleaned)
+def keyed(request: V, asker: str) -> tuple[V, str, str]:
+    """Return a request with text that UTF-8 can encode, the key of its answer, and the hash of the request alone.
+
+    Args:
+        request: The request.
+        asker: JSON of everything else that its answer depends on, each item followed by a comma.
+    """
+    try:
+        return request, *_hashes(request, asker)
+    except UnicodeEncodeError:
+        cleaned = clean(request)
+        return cleaned, *_hashes(cleaned, asker)
+
+
+def _hashes(request: object, asker: str) -> tuple[str, str]:
+    """Return the hashes of the request's JSON with and without the asker."""
+    if isinstance(request, Request):
+        text = json_text({**_content(request), "messages": request.messages[-1:]})
+        start, mark, end = text.partition('"messages":[')
+        begun = _begun(asker, start + mark, tuple(request.messages[:-1]))
+    else:
+        begun, end = _begun(asker, "", ()), json_text(request)
+    key, asked = begun[0].copy(), begun[1].copy()
+    rest = f"{end}]".encode()
+    key.update(rest)
+    asked.update(rest)
+    return key.hexdigest(), asked.hexdigest()
+
+
+@lru_cache(maxsize=64)  # all turns but the last are the same in most requests of a step
+def _begun(asker: str, before: str, turns: tuple[Message, ...]) -> tuple[hashlib.blake2b, hashlib.blake2b]:
+    text = before + "".join(f"{json_text(turn)}," for turn in turns)
+    return _hash(f"[{asker}{text}"), _hash(f"[{text}")
+
+
+def _hash(text: str) -> hashlib.blake2b:
+    return hashlib.blake2b(text.encode(), digest_size=16)
 
 
 def writable(reply: Reply) -> Reply:
@@ -52,11 +82,6 @@ def writable(reply: Reply) -> Reply:
         for t in reply.logprobs
     )
     return replace(reply, text=without_values(reply.text), logprobs=tokens)
-
-
-def digest(text: str) -> str:
-    """Return the hash of a request's text, used as the cache key."""
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 @cache

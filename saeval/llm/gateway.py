@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import JsonValue
 
 from saeval._util import BudgetExceeded, Refused, SaevalError, mark_seen, refresh_environment, without_secrets
-from saeval.llm.answers import digest, encodable, json_text, restored
+from saeval.llm.answers import json_text, keyed, restored
 from saeval.llm.bookkeeper import Bookkeeper
 from saeval.llm.budget import Budget, known_dollars
 from saeval.llm.cache import AnswerCache
@@ -38,6 +38,7 @@ from saeval.records import (
 
 A = TypeVar("A", Reply, LogprobReply, FillReply)
 S = TypeVar("S", LogprobReply, FillReply)
+R = TypeVar("R")
 
 _LEASES = 3.0  # how long to wait for another process that asks the same question, in timeouts of a call
 _GRACE = 10.0  # seconds that a stopping run waits for calls in flight, which are billed anyway
@@ -128,11 +129,12 @@ class Gateway(LanguageModel):
 
     def discard(self, request: Request) -> None:
         """Mark the cached answer to a request as unreadable, so that the next run asks again."""
-        _, text = encodable(self._filled(request))
-        self._calls.mark(self._key("complete", text), "unreadable")
+        _, key, _ = self._keyed("complete", self._filled(request))
+        self._calls.mark(key, "unreadable")
 
-    def _key(self, kind: str, text: str) -> str:
-        return digest(f'["{kind}",{self._identity},{text}]')
+    def _keyed(self, kind: str, request: R) -> tuple[R, str, str]:
+        """Return a request with text that UTF-8 can encode, the key of its answer, and the hash of the request."""
+        return keyed(request, f'"{kind}",{self._identity},')
 
     async def logprobs(self, request: LogprobRequest) -> LogprobReply:
         """Return log-probabilities of continuations, from the cache if possible.
@@ -165,15 +167,14 @@ class Gateway(LanguageModel):
 
     def _is_kept(self, kind: str, request: Any, shape: type[S]) -> bool:
         """Whether the cache has the answer to the whole request, from a version that did not split it."""
-        cleaned, text = encodable(request)
-        return self._kept(self._key(kind, text), cleaned, shape) is not None
+        cleaned, key, _ = self._keyed(kind, request)
+        return self._kept(key, cleaned, shape) is not None
 
     async def _answer(
         self, kind: str, request: Any, ask: Callable[[Any], Awaitable[A]], shape: type[A], roomier: Any = None
     ) -> A:
         """Return the answer from the cache, from an equal request in flight, or by a call."""
-        request, text = encodable(request)
-        key, asked = self._key(kind, text), digest(f"[{text}]")
+        request, key, asked = self._keyed(kind, request)
         shared = key in self._asking
         if not shared:
             if (kept := self._kept(key, request, shape)) is not None:

@@ -113,14 +113,16 @@ class AnswerCache:
             except (sqlite3.Error, OSError) as error:
                 raise StoreError(f"{self.path}: the cache of model answers cannot be used {_why(error)}") from None
 
-    def get(self, key: str, *, unreadable: bool = False) -> Any | None:
+    def get(self, key: str, *, unreadable: bool = False, age: float = 0.0) -> Any | None:
         """Return the answer of a key; None if it is missing or damaged.
 
         Args:
             key: The key.
             unreadable: Whether to return answers that are marked as unreadable, too, instead of None.
+            age: Answers that other processes stored in the last `age` seconds may be missed, which is faster.
         """
         with self._database():
+            self._index.refresh(age=age)
             row = self._row(key)
         if row is None or not (unreadable or row[1] == "ok"):
             return None
@@ -132,10 +134,12 @@ class AnswerCache:
 
     def _row(self, key: str) -> tuple[bytes, str] | None:
         """Return the stored bytes of an answer, and its status."""
-        n = self._index.find(stored_key(key))
+        stored = stored_key(key)
+        n = self._index.find(stored)
         row = None
-        if n is not None:
-            row = self._db.execute("SELECT CAST(answer AS BLOB), status FROM kept WHERE n = ?", (n,)).fetchone()
+        if n is not None:  # another process may just have given the row's number to another key
+            query = "SELECT CAST(answer AS BLOB), status FROM kept WHERE n = ? AND key = ?"
+            row = self._db.execute(query, (n, stored)).fetchone()
         if row is None and self._has_older:
             row = self._db.execute("SELECT CAST(answer AS BLOB), status FROM answers WHERE key = ?", (key,)).fetchone()
         return row
@@ -147,6 +151,7 @@ class AnswerCache:
         with self._database():
             with self._db:
                 self._db.execute("BEGIN IMMEDIATE")
+                self._index.refresh()
                 found = [(self._index.find(key), key, text) for key, text in rows]
                 self._db.executemany(
                     "UPDATE kept SET answer = ?, model = ?, status = 'ok' WHERE n = ?",
@@ -163,6 +168,7 @@ class AnswerCache:
         """Set the status of an answer; answers with a status other than `ok` are not reused."""
         with self._database(), self._db:
             self._db.execute("BEGIN IMMEDIATE")
+            self._index.refresh()
             n = self._index.find(stored_key(key))
             if n is not None:
                 self._db.execute("UPDATE kept SET status = ? WHERE n = ?", (status, n))
@@ -202,6 +208,7 @@ class AnswerCache:
         with self._database():
             with self._db:
                 self._db.execute("BEGIN IMMEDIATE")
+                self._index.refresh()
                 for key in keys:
                     n = self._index.find(stored_key(key))
                     gone = self._db.execute("DELETE FROM kept WHERE n = ?", (n,)).rowcount

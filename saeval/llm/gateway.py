@@ -41,6 +41,7 @@ S = TypeVar("S", LogprobReply, FillReply)
 R = TypeVar("R")
 
 _LEASES = 3.0  # how long to wait for another process that asks the same question, in timeouts of a call
+_LOOK_AGE = 0.05  # seconds between two checks for answers of other processes, at questions that are checked again
 _GRACE = 10.0  # seconds that a stopping run waits for calls in flight, which are billed anyway
 
 log = logging.getLogger("saeval")
@@ -177,7 +178,8 @@ class Gateway(LanguageModel):
         request, key, asked = self._keyed(kind, request)
         shared = key in self._asking
         if not shared:
-            if (kept := self._kept(key, request, shape)) is not None:
+            age = _LOOK_AGE if self._leased else 0.0  # with a lease, it looks again before it asks
+            if (kept := self._kept(key, request, shape, age)) is not None:
                 self._log.add(self._call(key, asked, "ok", kept.usage, cached=True))
                 return kept
             new = self._asking[key] = CallState()
@@ -197,9 +199,9 @@ class Gateway(LanguageModel):
             self._log.add(self._call(key, asked, "ok", answer.usage, cached=True))
         return answer
 
-    def _kept(self, key: str, request: Any, shape: type[A]) -> A | None:
+    def _kept(self, key: str, request: Any, shape: type[A], age: float = 0.0) -> A | None:
         """Return the cached answer; None if there is none or it is disabled, or the shape does not match."""
-        kept = self._calls.get(key) if self._settings.cache else None
+        kept = self._calls.get(key, age=age) if self._settings.cache else None
         answer: A | None = None if kept is None else restored(kept, shape, request)
         if kept is not None and answer is None:
             log.warning(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import sqlite3
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -67,6 +69,7 @@ class KeyIndex:
         self._recent: dict[Key, int] = {}
         self._seen = 0
         self._version: int | None = None
+        self._refreshed = -math.inf
 
     def lay_out(self) -> None:
         """Create the tables of the index; call it within a transaction."""
@@ -76,9 +79,8 @@ class KeyIndex:
         self._db.execute("CREATE TABLE IF NOT EXISTS parts (part INTEGER PRIMARY KEY, places BLOB NOT NULL)")
 
     def find(self, key: Key) -> int | None:
-        """Return the number of a key's row, or None."""
-        self.refresh()
-        if (n := self._recent.get(key)) is not None:
+        """Return the number of a key's row as of the last `refresh`, or None."""
+        if (n := self._recent.get(key)) is not None and self._holds(n, key):
             return n
         head = _head(key)
         first = int.from_bytes(head, "big")
@@ -86,12 +88,20 @@ class KeyIndex:
             part = (run.run << _PART) | (first >> (64 - run.bits))
             row = self._db.execute("SELECT places FROM parts WHERE part = ?", (part,)).fetchone()
             for n in _places(row[0], head) if row is not None else ():
-                if self._db.execute("SELECT 1 FROM kept WHERE n = ? AND key = ?", (n, key)).fetchone():
+                if self._holds(n, key):
                     return n
         return None
 
-    def refresh(self, *, own: bool = False) -> None:
-        """Read rows that other processes, or this one (`own`), have added."""
+    def _holds(self, n: int, key: Key) -> bool:
+        """Whether a row is still the key's: others delete rows, and reuse the numbers of the last ones."""
+        return self._db.execute("SELECT 1 FROM kept WHERE n = ? AND key = ?", (n, key)).fetchone() is not None
+
+    def refresh(self, *, own: bool = False, age: float = 0.0) -> None:
+        """Read rows that other processes, or this one (`own`), have added, unless done in the last `age` seconds."""
+        now = time.monotonic()
+        if now < self._refreshed + age:
+            return
+        self._refreshed = now
         version = self._db.execute("PRAGMA data_version").fetchone()[0]
         if version == self._version and not own:
             return

@@ -61,6 +61,20 @@ def test_processes_find_at_once_what_others_have_added(tmp_path, short_runs):
     assert all(one.get(key) for key in keys(30))
 
 
+def test_number_that_a_deleted_row_had_is_not_mistaken_for_it(tmp_path):
+    one, other = AnswerCache(tmp_path / "calls.sqlite"), AnswerCache(tmp_path / "calls.sqlite")
+    first, second = keys(2)
+    one.put({first: reply(first)})
+    other.clear([first])
+    other.put({second: reply(second)})  # in the row that the first answer had
+    assert one.get(first, age=60) is None and one.get(first) is None
+    one.mark(first, "unreadable")
+    one.put({first: reply(first)})
+    for cache in (one, other, AnswerCache(tmp_path / "calls.sqlite")):
+        assert cache.get(first)["text"] == f"[1, {first}]"
+    assert other.get(second)["text"] == f"[1, {second}]"
+
+
 def test_answers_are_written_about_once(tmp_path):
     """An index of random keys writes some 16 kB for an answer of 275 bytes; see `benchmarks/`."""
     program = textwrap.dedent("""

@@ -7,6 +7,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple, TypeVar
 
@@ -77,7 +78,11 @@ def parse_list(reply: Reply | str, k: int) -> list[Answer]:
         ParseError: If the reply is not whole, or there is no list, or one of another length or with other values, or
             lists that differ.
     """
-    text = whole_answer(reply)
+    return list(_listed(whole_answer(reply), k))
+
+
+@lru_cache(maxsize=256)  # most replies are bare lists, of which there are few: 32 with five answers
+def _listed(text: str, k: int) -> tuple[Answer, ...]:
     bodies = [(m[1], m.start(1)) for m in _LIST.finditer(text)] or [(text, 0)]
     lists: list[list[Answer]] = []
     for body, start in bodies:
@@ -101,7 +106,7 @@ def parse_list(reply: Reply | str, k: int) -> list[Answer]:
     values = [[answer.value for answer in answers] for answers in lists]
     if any(other != values[0] for other in values):
         raise ParseError(f"several lists that differ in the reply {shortened(text)!r}")
-    return lists[-1]
+    return tuple(lists[-1])
 
 
 def _has_its_line(text: str, start: int, end: int) -> bool:

@@ -69,11 +69,13 @@ class CallState:
 
     Attributes:
         task: The task that gets the answer.
+        ended: Set once the task has ended. Callers wait for it, because one that is cancelled cancels what it awaits.
         askers: Number of callers that wait for the answer.
         in_flight: Whether a call is in flight; it is billed even if its answer is never used.
     """
 
     task: asyncio.Future[Any] = field(init=False)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
     askers: int = 0
     in_flight: bool = False
 

@@ -185,11 +185,12 @@ class Gateway(LanguageModel):
             new = self._asking[key] = CallState()
             question = Question(request, roomier, shape=shape, lease=key if self._leased else None)
             new.task = asyncio.ensure_future(self._ask_once(key, asked, question, ask, new))
-            new.task.add_done_callback(lambda task: self._ended(key, task))
+            new.task.add_done_callback(lambda _: self._ended(key, new))
         work = self._asking[key]
         work.askers += 1
         try:
-            answer: A = await asyncio.shield(work.task)
+            await work.ended.wait()
+            answer: A = work.task.result()
         finally:
             work.askers -= 1
             if not (work.askers or work.in_flight or work.task.done()):
@@ -209,10 +210,11 @@ class Gateway(LanguageModel):
             )
         return answer
 
-    def _ended(self, key: str, task: asyncio.Future[Any]) -> None:
-        if (work := self._asking.get(key)) is not None and work.task is task:
+    def _ended(self, key: str, work: CallState) -> None:
+        if self._asking.get(key) is work:
             del self._asking[key]
-        mark_seen(task)  # the caller may have been cancelled
+        work.ended.set()
+        mark_seen(work.task)  # the caller may have been cancelled
 
     async def finish(self) -> None:
         """Wait briefly for calls in flight and cache their answers, since they are billed even if cancelled here."""

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from saeval.activations import ActivationStore
     from saeval.records import Example
 
+_BITS = np.array([number.bit_count() for number in range(256)], dtype=np.uint8)  # set bits of each byte
+
 
 @dataclass(frozen=True, eq=False)
 class Profiles:
@@ -119,7 +121,7 @@ class Kinds:
 
 
 def profile_of(windows: Sequence[Example], kinds: Kinds, threshold: float = 0.3) -> Profiles:
-    """Return the profile of one latent from its windows; for `threshold`, see `marked`."""
+    """Return the profile of one latent from its windows, at most 64; for `threshold`, see `marked`."""
     marks = marked(np.array([window.activations for window in windows]), threshold)[0]
     rows, columns = np.nonzero(marks)
     seen = zip(rows.tolist(), columns.tolist(), strict=True)
@@ -147,7 +149,7 @@ def profiles_of(
         store: The store of the windows.
         firings: Start and end of each window's firings in the store's arrays.  [windows] each
         begins: Start of each window.  [windows]
-        owner: Number of its latent, ascending from 0 without gaps.  [windows]
+        owner: Number of its latent, ascending from 0 without gaps; at most 64 windows of each.  [windows]
         kinds: Kinds of tokens.
         window: Tokens per window.
         threshold: Tokens with at least this share of the window's maximum activation are marked.
@@ -174,7 +176,7 @@ def _profiles(
         rows: Window of each marked token, ascending.
         places: Position of each; consecutive numbers are adjacent tokens.
         kinds: Kind number, word flag and sign flag of each.
-        owner: Latent of each window.
+        owner: Latent of each window, ascending; at most 64 windows of each.
         n: Number of latents.
     """
     begins = np.ones(len(rows), dtype=np.bool_)
@@ -187,11 +189,15 @@ def _profiles(
     )
     of = keys // most
     order = np.lexsort((first, of))  # a latent's kinds in order of their first occurrence
-    column = which - np.searchsorted(of, np.arange(n))[latent]
-    within = rows - np.searchsorted(owner, np.arange(n))[latent]
-    has = np.zeros((n, int(windows.max()), int(column.max()) + 1), dtype=np.float32)
-    has[latent, within, column] = 1
-    pairs = np.count_nonzero(has @ has.transpose(0, 2, 1), axis=(1, 2)) - windows
+    # Each bit stands for one of the latent's windows: the windows that each kind is in, then those that each window has
+    # a kind in common with.
+    starts = np.searchsorted(owner, np.arange(n))
+    bit = np.uint64(1) << (np.arange(len(owner)) - starts[owner]).astype(np.uint64)
+    having, alike = np.zeros(len(keys), dtype=np.uint64), np.zeros(len(owner), dtype=np.uint64)
+    np.bitwise_or.at(having, which, bit[rows])
+    np.bitwise_or.at(alike, rows, having[which])
+    common = np.add.reduceat(_BITS.take(alike.view(np.uint8)), alike.itemsize * starts, dtype=np.int64)
+    pairs = common - windows  # without those of a window with itself
     return Profiles(
         recurs=pairs / np.maximum(1, windows * (windows - 1)),
         runs=np.bincount(latent[begins], minlength=n) / windows,

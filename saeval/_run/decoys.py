@@ -123,7 +123,7 @@ def with_decoy(
     order = rng.permutation(len(shown))
     lent = order[np.arange(min(wanted, len(begins))) % len(order)]
     chosen = _match_windows(
-        _shape(np.array([window.activations for window in shown]), threshold)[lent],
+        _shape(np.array([window.activations for window in shown]), threshold)[:, lent],
         _shape(store.window_arrays(latent.index, begins, searched.window)[1], threshold),
     )
     return _with(record, store, latent, store.examples_at(latent, begins[chosen], searched.window))
@@ -317,17 +317,22 @@ class _Search:
 
 
 def _match_windows(wanted: NDArray[np.float64], offered: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Choose an offered window for each wanted one, matching number, length and place of marks; see `_shape`."""
+    """Choose an offered window for each wanted one, matching number, length and place of marks.
+
+    Args:
+        wanted: Their shapes, from `_shape`.  [4, wanted windows]
+        offered: Shapes of the offered windows.  [4, offered windows]
+    """
     from scipy.optimize import linear_sum_assignment
 
     # One more run or token has the same cost as a distance of half a window between marks.
-    runs, tokens, first, last = np.abs(wanted.T[:, :, None] - offered.T[:, None, :])
+    runs, tokens, first, last = np.abs(wanted[:, :, None] - offered[:, None, :])
     return np.asarray(linear_sum_assignment((runs + 2 * first) + (tokens + 2 * last))[1])
 
 
 def _shape(strengths: NDArray[np.float32], threshold: float) -> NDArray[np.float64]:
-    """Return the numbers of runs and tokens, and the relative positions of first and last mark.  [windows, 4]"""
+    """Return the numbers of runs and tokens, and the relative positions of first and last mark.  [4, windows]"""
     marks, runs = marked(strengths, threshold)
     size = marks.shape[1]
     first, last = marks.argmax(axis=1) / size, 1 - marks[:, ::-1].argmax(axis=1) / size
-    return np.stack([runs.sum(axis=1), marks.sum(axis=1), first, last], axis=1)
+    return np.stack([runs.sum(axis=1), marks.sum(axis=1), first, last])

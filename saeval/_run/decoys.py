@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from saeval._run.mark_profiles import Kinds, Profiles, marked, profile_of, profiles_of
+from saeval._run.mark_profiles import Kinds, Profiles, marks_in, marks_of, profile_of, profiles_of, shapes
 from saeval.records import Example, Examples, LatentId, LatentRecord
 
 if TYPE_CHECKING:
@@ -122,10 +122,11 @@ def with_decoy(
     latent, begins = LatentId(record.latent.hookpoint, int(offered.latents[0])), searched.begins(offered)
     order = rng.permutation(len(shown))
     lent = order[np.arange(min(wanted, len(begins))) % len(order)]
-    chosen = _match_windows(
-        _shape(np.array([window.activations for window in shown]), threshold)[:, lent],
-        _shape(store.window_arrays(latent.index, begins, searched.window)[1], threshold),
-    )
+    rows, columns = marks_in(shown, threshold)
+    ours = shapes(rows, columns, len(shown), searched.window)
+    rows, positions = marks_of(store, (offered.low, offered.high), threshold)
+    theirs = shapes(rows, positions - begins[rows], len(begins), searched.window)
+    chosen = _match_windows(ours[:, lent], theirs)
     return _with(record, store, latent, store.examples_at(latent, begins[chosen], searched.window))
 
 
@@ -320,7 +321,7 @@ def _match_windows(wanted: NDArray[np.float64], offered: NDArray[np.float64]) ->
     """Choose an offered window for each wanted one, matching number, length and place of marks.
 
     Args:
-        wanted: Their shapes, from `_shape`.  [4, wanted windows]
+        wanted: Their `shapes`.  [4, wanted windows]
         offered: Shapes of the offered windows.  [4, offered windows]
     """
     from scipy.optimize import linear_sum_assignment
@@ -328,11 +329,3 @@ def _match_windows(wanted: NDArray[np.float64], offered: NDArray[np.float64]) ->
     # One more run or token has the same cost as a distance of half a window between marks.
     runs, tokens, first, last = np.abs(wanted[:, :, None] - offered[:, None, :])
     return np.asarray(linear_sum_assignment((runs + 2 * first) + (tokens + 2 * last))[1])
-
-
-def _shape(strengths: NDArray[np.float32], threshold: float) -> NDArray[np.float64]:
-    """Return the numbers of runs and tokens, and the relative positions of first and last mark.  [4, windows]"""
-    marks, runs = marked(strengths, threshold)
-    size = marks.shape[1]
-    first, last = marks.argmax(axis=1) / size, 1 - marks[:, ::-1].argmax(axis=1) / size
-    return np.stack([runs.sum(axis=1), marks.sum(axis=1), first, last])

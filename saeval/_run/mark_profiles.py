@@ -121,9 +121,8 @@ class Kinds:
 
 
 def profile_of(windows: Sequence[Example], kinds: Kinds, threshold: float = 0.3) -> Profiles:
-    """Return the profile of one latent from its windows, at most 64; for `threshold`, see `marked`."""
-    marks = marked(np.array([window.activations for window in windows]), threshold)[0]
-    rows, columns = np.nonzero(marks)
+    """Return the profile of one latent from its windows, at most 64; for `threshold`, see `marks_in`."""
+    rows, columns = marks_in(windows, threshold)
     seen = zip(rows.tolist(), columns.tolist(), strict=True)
     texts = [_shown(windows[row], column) for row, column in seen]
     return _profiles(rows, columns, kinds.of_texts(texts), np.zeros(len(windows), dtype=np.int64), 1)
@@ -154,15 +153,7 @@ def profiles_of(
         window: Tokens per window.
         threshold: Tokens with at least this share of the window's maximum activation are marked.
     """
-    low, high = firings
-    count = high - low
-    first = np.cumsum(count) - count
-    rows = np.repeat(np.arange(len(low)), count)
-    at = np.arange(len(rows)) + (low - first)[rows]
-    value = store.value[at].astype(np.float32)
-    level = threshold * np.maximum.reduceat(value, first)
-    marks = np.flatnonzero((value > 0) & (value >= level[rows]))
-    rows, position = rows[marks], store.position[at[marks]].astype(np.int64)
+    rows, position = marks_of(store, firings, threshold)
     found = kinds.of_positions(position, rows, begins, window)
     return _profiles(rows, position, found, owner, int(owner[-1]) + 1)
 
@@ -179,8 +170,7 @@ def _profiles(
         owner: Latent of each window, ascending; at most 64 windows of each.
         n: Number of latents.
     """
-    begins = np.ones(len(rows), dtype=np.bool_)
-    begins[1:] = (rows[1:] != rows[:-1]) | (places[1:] != places[:-1] + 1)
+    begins = _run_begins(rows, places)
     latent = owner[rows]
     windows, tokens = np.bincount(owner, minlength=n), np.bincount(latent, minlength=n)
     most = int(kinds[:, 0].max(initial=0)) + 1
@@ -210,14 +200,51 @@ def _profiles(
     )
 
 
-def marked(strength: NDArray[np.float32], threshold: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return which tokens are marked, and which of them begin a run.  [windows, window] each
+def marks_in(windows: Sequence[Example], threshold: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return window and column of each marked token.  [marks] each
 
     Args:
-        strength: Activation of each token.  [windows, window]
+        windows: The windows.
         threshold: Tokens with at least this share of the window's maximum activation are marked.
     """
-    marks = (strength > 0) & (strength >= threshold * strength.max(axis=1, keepdims=True))
-    begins = marks.copy()
-    begins[:, 1:] &= ~marks[:, :-1]
-    return marks, begins
+    strength = np.array([window.activations for window in windows])
+    rows, columns = np.nonzero((strength > 0) & (strength >= threshold * strength.max(axis=1, keepdims=True)))
+    return rows, columns
+
+
+def marks_of(
+    store: ActivationStore, firings: tuple[NDArray[np.int64], NDArray[np.int64]], threshold: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return window and position of each marked token; for the arguments, see `profiles_of`.  [marks] each"""
+    low, high = firings
+    count = high - low
+    first = np.cumsum(count) - count
+    rows = np.repeat(np.arange(len(low)), count)
+    at = np.arange(len(rows)) + (low - first)[rows]
+    value = store.value[at].astype(np.float32)
+    level = threshold * np.maximum.reduceat(value, first)
+    marks = np.flatnonzero((value > 0) & (value >= level[rows]))
+    return rows[marks], store.position[at[marks]].astype(np.int64)
+
+
+def shapes(rows: NDArray[np.int64], columns: NDArray[np.int64], n: int, size: int) -> NDArray[np.float64]:
+    """Return the numbers of runs and of marked tokens, and the relative positions of the first and last.  [4, windows]
+
+    Args:
+        rows: Window of each marked token, ascending.
+        columns: Its place in the window, ascending within each.
+        n: Number of windows.
+        size: Tokens per window.
+    """
+    first, last = np.zeros(n), np.ones(n)  # the last of several values assigned to a window remains
+    first[rows[::-1]] = columns[::-1] / size
+    last[rows] = 1 - (size - 1 - columns) / size
+    begins = _run_begins(rows, columns)
+    return np.stack([np.bincount(rows[begins], minlength=n), np.bincount(rows, minlength=n), first, last])
+
+
+def _run_begins(rows: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which marked tokens begin a run."""
+    begins = np.ones(len(rows), dtype=np.bool_)
+    begins[1:] = (rows[1:] != rows[:-1]) | (places[1:] != places[:-1] + 1)
+    return begins

@@ -30,7 +30,7 @@ from saeval._compare.power import paired_power as paired_power, power_interval a
 from saeval._compare.score_rows import (
     Floors as Floors,
     ScorerRun as ScorerRun,
-    judgement_rows as judgement_rows,
+    judgement_columns as judgement_columns,
     latent_score_rows as latent_score_rows,
     score_row as score_row,
 )

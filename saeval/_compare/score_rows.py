@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from saeval._compare.noise import score_noise
 from saeval._compare.stats import depends_p, interval_method, least_error, mean_interval
-from saeval.records import MAIN, FloorSample, JudgedWindows, Metric, Score, ScoreRow
+from saeval.records import MAIN, FloorSample, JudgedWindows, Metric, Score, ScoreRow, WrittenText
 
 if TYPE_CHECKING:
     import numpy as np
@@ -157,16 +157,17 @@ def latent_score_rows(
         yield {**place, "metric": metric, "value": value, "low": low, "high": high}
 
 
-def judgement_rows(latent: int, scorer: str, variant: str, judged: JudgedWindows) -> Iterator[dict[str, Any]]:
-    """Yield a latent's rows of `judgements.parquet`, one per window.
+def judgement_columns(latent: int, scorer: str, variant: str, judged: JudgedWindows) -> dict[str, Sequence[Any]]:
+    """Return the columns of a latent's rows in `judgements.parquet`, one entry per window.
 
-    Rows have tokens and activations if their text was written for the question.
+    Windows have tokens and activations if their text was written for the question.
     """
-    place = {"latent": latent, "scorer": scorer, "variant": variant}
-    for row in zip(*judged, strict=True):
-        columns = dict(zip(judged._fields, row, strict=True))
-        written = columns.pop("written") or {}
-        yield {**place, **columns, **written}
+    n = len(judged.example)
+    columns = judged._asdict()
+    written = columns.pop("written")
+    for name in WrittenText.model_fields:
+        columns[name] = [(text or {}).get(name) for text in written]
+    return {"latent": [latent] * n, "scorer": [scorer] * n, "variant": [variant] * n, **columns}
 
 
 def _sample(metric: Metric, values: Values, floors: Floors, rng: np.random.Generator) -> FloorSample | None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from saeval._compare import judgement_rows, latent_score_rows
+from saeval._compare import judgement_columns, latent_score_rows
 from saeval._run.state import CellState, Results, RunState
 from saeval._run.steps import prompt_texts, window_texts
 from saeval._run.work import EXPLAIN, part_of
 from saeval.activations import histogram, mean_square, portrait, position_dependence, token_share
-from saeval.llm import unpack
-from saeval.records import MAIN, Explanation, JudgedWindows, LatentRecord, Score
+from saeval.llm import PromptReply, unpack
+from saeval.records import MAIN, Example, Explanation, JudgedWindows, LatentId, LatentRecord, Score
 
+_OF_WINDOW = ("decile", "context", "start", "document", "tokens", "activations")
 _MOST_PORTRAITS = 10_000  # maximum latents per cell with windows from the whole corpus
 
 
@@ -28,14 +31,16 @@ def write_cells(state: RunState, journal: Results, folder_of: Callable[[str], Pa
                 latent = record.latent.index
                 judged = _judged(state, journal, outcome, latent)
                 tables.latents.add([_latent_row(outcome, record, judged)])
-                tables.examples.add(_example_rows(record))
+                tables.examples.add_columns(_example_columns(record))
                 if n < _MOST_PORTRAITS:
-                    tables.activations.add(_activation_rows(outcome, record))
+                    tables.activations.add_columns(_activation_columns(outcome, record))
                 tables.explanations.add(_explanation_rows(outcome, latent))
                 for place, score, windows in judged:
                     tables.scores.add(latent_score_rows(latent, *place, score, windows))
-                    tables.judgements.add(judgement_rows(latent, *place, windows))
-                tables.calls.add(_call_rows(outcome, _asked(state, journal, outcome, latent), judged, record))
+                    tables.judgements.add_columns(judgement_columns(latent, *place, windows))
+                explained = _asked(state, journal, outcome, latent)
+                for calls in _call_columns(outcome, explained, judged, record):
+                    tables.calls.add_columns(calls)
 
 
 class Judged(NamedTuple):
@@ -84,20 +89,24 @@ def _asked(
             yield (EXPLAIN, variant), state.explanation(journal, cell.item(EXPLAIN, variant, latent))
 
 
-def _call_rows(
+def _call_columns(
     outcome: CellState,
     explained: Iterable[tuple[tuple[str, str], Explanation | None]],
     judged: Sequence[Judged],
     record: LatentRecord,
-) -> Iterator[dict[str, Any]]:
-    """Yield the prompts and replies about a latent."""
+) -> Iterator[dict[str, Sequence[Any]]]:
+    """Yield the prompts and replies about a latent as columns, for each result."""
+    texts = cache(window_texts)  # scorers share their windows
     for (step, variant), result in (*explained, *((place, score) for place, score, _ in judged)):
         if not result or not result.asked:
             continue
         part = part_of(outcome.cell, step, variant)
-        windows = window_texts(record.explain if step == EXPLAIN else record.score)
-        for call, asked in enumerate(unpack(result.asked, windows, prompt_texts(part.part.plugin))):
-            yield {"latent": record.latent.index, "step": step, "variant": variant, "call": call, **asked._asdict()}
+        windows = texts(record.explain if step == EXPLAIN else record.score)
+        asked = unpack(result.asked, windows, prompt_texts(part.part.plugin))
+        n = len(asked)
+        columns = {name: [*map(attrgetter(name), asked)] for name in PromptReply._fields}
+        columns |= {"latent": [record.latent.index] * n, "step": [step] * n, "variant": [variant] * n}
+        yield {**columns, "call": range(n)}
 
 
 def _latent_row(outcome: CellState, record: LatentRecord, judged: Sequence[Judged]) -> dict[str, Any]:
@@ -128,42 +137,27 @@ def _latent_row(outcome: CellState, record: LatentRecord, judged: Sequence[Judge
     }
 
 
-def _activation_rows(outcome: CellState, record: LatentRecord) -> list[dict[str, Any]]:
+def _activation_columns(outcome: CellState, record: LatentRecord) -> dict[str, list[Any]]:
     """Return windows of a latent from the whole corpus, with the sampler's window length."""
     groups = portrait(outcome.store, record.latent, outcome.cell.sampler.plugin.window)
-    return [
-        {
-            "latent": record.latent.index,
-            "group": group,
-            "context": e.context,
-            "start": e.start,
-            "document": e.document,
-            "tokens": e.tokens,
-            "activations": e.activations,
-        }
-        for group, windows in groups.items()
-        for e in windows
-    ]
+    return _window_columns(record.latent, "group", groups)
 
 
-def _example_rows(record: LatentRecord) -> list[dict[str, Any]]:
-    decoy = record.score.decoy
-    sides = [
-        (role, (*examples.activating, *examples.non_activating))
+def _example_columns(record: LatentRecord) -> dict[str, list[Any]]:
+    windows = {
+        role: (*examples.activating, *examples.non_activating)
         for role, examples in (("explain", record.explain), ("score", record.score))
-    ]
-    return [
-        {
-            "latent": record.latent.index,
-            "role": role,
-            "active": e.active and role != "decoy",
-            "decile": e.decile,
-            "context": e.context,
-            "start": e.start,
-            "document": e.document,
-            "tokens": e.tokens,
-            "activations": e.activations,
-        }
-        for role, windows in (*sides, ("decoy", decoy.activating if decoy else ()))
-        for e in windows
-    ]
+    }
+    active = [e.active for side in windows.values() for e in side]
+    decoys = record.score.decoy.activating if record.score.decoy else ()
+    columns = _window_columns(record.latent, "role", {**windows, "decoy": decoys})
+    return {**columns, "active": active + [False] * len(decoys)}
+
+
+def _window_columns(latent: LatentId, kind: str, windows: Mapping[str, Sequence[Example]]) -> dict[str, list[Any]]:
+    """Return the columns of windows by role or group, which goes into the column `kind`."""
+    shown = [e for side in windows.values() for e in side]
+    columns: dict[str, list[Any]] = {name: [*map(attrgetter(name), shown)] for name in _OF_WINDOW}
+    columns["latent"] = [latent.index] * len(shown)
+    columns[kind] = [name for name, side in windows.items() for _ in side]
+    return columns

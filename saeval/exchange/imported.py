@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import saeval
-from saeval._compare import Floors, ScorerRun, judgement_rows, latent_score_rows, score_row
+from saeval._compare import Floors, ScorerRun, judgement_columns, latent_score_rows, score_row
 from saeval._util import content_hash, derive_rng, file_name, mark, new_folder, unique, write_atomic, write_checksums
 from saeval.records import (
     MAIN,
@@ -246,7 +246,7 @@ def _write_cell(cell: ImportedCell, folder: Path) -> None:
             for latent, score in sorted(scoring.scores.items()):
                 judged = JudgedWindows.of(score.outcomes)
                 tables.scores.add(latent_score_rows(latent, label, MAIN, score, judged))
-                tables.judgements.add(judgement_rows(latent, label, MAIN, judged))
+                tables.judgements.add_columns(judgement_columns(latent, label, MAIN, judged))
         tables.judgements.add(cell.judgements)
 
 

@@ -52,8 +52,8 @@ class TableWriter:
     def __init__(self, path: Path, columns: Mapping[str, str], at_once: int, unlike: Sequence[str]):
         import pyarrow.parquet as pq
 
-        self._columns, self._at_once = columns, at_once
-        self._rows: list[Mapping[str, Any]] = []
+        self._kinds, self._at_once = columns, at_once
+        self._values: dict[str, list[Any]] = {name: [] for name in columns}
         schema = arrow_table([], columns).schema
         self._file = pq.ParquetWriter(
             path,
@@ -71,14 +71,27 @@ class TableWriter:
         Raises:
             InputError: If a value does not fit its column.
         """
-        self._rows += rows
-        if len(self._rows) >= self._at_once:
+        self.add_columns(_transposed([*rows], self._kinds))
+
+    def add_columns(self, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Add rows that are given as columns, with all columns of the table.
+
+        Raises:
+            InputError: If a value does not fit its column.
+        """
+        for name, values in self._values.items():
+            values += columns[name]
+        if self._rows >= self._at_once:
             self._flush()
+
+    @property
+    def _rows(self) -> int:
+        return len(next(iter(self._values.values())))
 
     def _flush(self) -> None:
         if self._rows:
-            self._file.write_table(arrow_table(self._rows, self._columns))
-            self._rows = []
+            self._file.write_table(_arrow_table(self._values, self._kinds))
+            self._values = {name: [] for name in self._kinds}
 
     def close(self) -> None:
         """Write the remaining rows and close the file."""
@@ -134,12 +147,20 @@ def arrow_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -
     Raises:
         InputError: If a value does not fit its column.
     """
+    return _arrow_table(_transposed(rows, columns), columns)
+
+
+def _transposed(rows: Sequence[Mapping[str, Any]], names: Iterable[str]) -> dict[str, list[Any]]:
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _arrow_table(values: Mapping[str, Sequence[Any]], kinds: Mapping[str, str]) -> pa.Table:
     import pyarrow as pa
 
     made = {}
-    for name, kind in columns.items():
+    for name, kind in kinds.items():
         try:
-            made[name] = pa.array([row.get(name) for row in rows], _arrow(kind))
+            made[name] = pa.array(values[name], _arrow(kind))
         except (pa.ArrowException, OverflowError, UnicodeError):
             raise InputError(f"{safe_text(name)}: a value does not fit the column's type, {kind}") from None
     return pa.table(made)

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple, get_args
 
 from saeval.records.scores import Outcome, OutcomeStatus
+
+_PLAIN: Final[dict[str, frozenset[type]]] = {
+    "example": frozenset({str}), "active": frozenset({bool}), "predicted": frozenset({bool, type(None)}),
+    "probability": frozenset({float, type(None)}), "decile": frozenset({int, type(None)}),
+    "weight": frozenset({float, type(None)}), "written": frozenset({type(None)}), "status": frozenset({str}),
+    "reason": frozenset({str}),
+}  # fmt: skip
+_DECILES: Final = frozenset({None, *range(10)})
+_STATUSES: Final = frozenset(get_args(OutcomeStatus))
 
 
 class JudgedWindows(NamedTuple):
@@ -31,6 +40,17 @@ class JudgedWindows(NamedTuple):
         columns = {name: [row[name] for row in rows] for name in cls._fields}
         columns["written"] = [text and text.model_dump(mode="json") for text in columns["written"]]
         return cls(**columns)
+
+    @property
+    def plain(self) -> bool:
+        """Whether all windows are valid outcomes that JSON certainly returns as they are: ASCII, no written texts."""
+        typed = all({*map(type, column)} <= _PLAIN[name] for name, column in self._asdict().items())
+        return (
+            typed
+            and _DECILES.issuperset(self.decile)
+            and _STATUSES.issuperset(self.status)
+            and "".join([*self.example, *self.reason]).isascii()
+        )
 
     def __bool__(self) -> bool:
         return bool(self.example)

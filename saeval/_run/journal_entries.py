@@ -35,16 +35,21 @@ _DIGIT: dict[int | None, str] = {None: "-", **{digit: str(digit) for digit in ra
 _LINE = re.compile(r"[0-9-]*", re.ASCII)
 
 
-def entry_of(result: Explanation | Score, usage: Usage) -> dict[str, Any]:
+def entry_of(result: Explanation | Score, usage: Usage, judged: JudgedWindows | None = None) -> dict[str, Any]:
     """Return the journal's entry of a result: JSON, without default values in the usage.
 
     Judged windows are stored as columns without those that have only default values, in one text: JSON, zlib, base64.
+
+    Args:
+        result: The explanation or score.
+        usage: Usage of its calls.
+        judged: Its judged windows as columns, if at hand; default: its `outcomes`.
     """
     used = {name: value for name, value in vars(usage).items() if value != _UNUSED[name]}
     if isinstance(result, Explanation) or not result.outcomes:
         return {"result": result.model_dump(mode="json"), "usage": used}
     fields = result.model_copy(update={"outcomes": ()}).model_dump(mode="json")
-    return {"result": {**fields, "outcomes": _packed(JudgedWindows.of(result.outcomes))}, "usage": used}
+    return {"result": {**fields, "outcomes": _packed(judged or JudgedWindows.of(result.outcomes))}, "usage": used}
 
 
 def _packed(judged: JudgedWindows) -> str:

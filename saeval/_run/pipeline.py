@@ -28,7 +28,7 @@ from saeval._run.state import CellState, RunState, Scored
 from saeval._run.steps import StepInput
 from saeval._run.work import EXPLAIN, Item, StepWork
 from saeval._util import Display, Stage, counted, memory_left
-from saeval.records import MAIN, Explanation, LatentId, Score, Usage
+from saeval.records import MAIN, Explanation, JudgedWindows, LatentId, Score, Usage
 from saeval.task import SHUFFLED, Task
 
 _log = logging.getLogger("saeval.run")
@@ -298,7 +298,8 @@ class Pipeline:
         else:
             explanation = cell.explanations[item.variant, item.latent.index]
             made = await self._workplace.make(StepInput(item.cell, item.step, record.score, explanation))
-        entry = entry_of(made.result, made.usage)
+        judged = JudgedWindows.of(made.result.outcomes) if isinstance(made.result, Score) else None
+        entry = entry_of(made.result, made.usage, judged)
         if made.cut:
             entry["cut_at"] = self._limit_if_cut(item)
         self._journal.keep(key, entry)
@@ -306,7 +307,7 @@ class Pipeline:
             title = work.title(item.step, item.variant)
             _log.warning("%s %s, latent %s: %s", title, item.cell, item.latent, made.result.reason)
         self._failures_of(item).note(made, partial(self._journal.finish, key, entry))
-        self._take(item, made.result, made.usage)
+        self._take(item, made.result, made.usage, judged)
         if (now := time.monotonic()) >= self._memory_read + _MEMORY_EVERY:
             self._memory_read = now
             _check_memory()
@@ -318,7 +319,7 @@ class Pipeline:
             self._failures[place] = Failures(name, self._state.task.run.give_up_after)
         return self._failures[place]
 
-    def _take(self, item: Item, result: Explanation | Score, usage: Usage) -> None:
+    def _take(self, item: Item, result: Explanation | Score, usage: Usage, judged: JudgedWindows | None = None) -> None:
         """Add a result to the state, and queue the items that it makes ready."""
         self._queue.done(item)
         cell, latent = self._state.cells[item.cell], item.latent.index
@@ -328,7 +329,7 @@ class Pipeline:
         else:
             scored = cell.scored[item.step, item.variant]
             scored.tried += 1  # not when it is queued: the run may stop before
-            scored.take(latent, result)
+            scored.take(latent, result, judged)
             scored.spent.add(usage)
         title, failed = work.title(item.step, item.variant), result.status == "failed"
         if failed:

@@ -8,6 +8,8 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
+from pydantic_core import to_json
+
 from saeval._util.shared_text import without_shared
 
 LEFT_OUT: Final = "left out"
@@ -61,8 +63,7 @@ def packed_calls(
             size = 0
         parts[-1].append(call)
         size += length
-    texts = [json.dumps(part, ensure_ascii=False, separators=(",", ":")) for part in parts]
-    return ".".join(["".join(map(str, held)) or _NONE, *(spell(_deflated(text, known)) for text in texts)])
+    return ".".join(["".join(map(str, held)) or _NONE, *(spell(_deflated(_as_json(part), known)) for part in parts)])
 
 
 def unpacked_calls(packed: str, windows: Sequence[Sequence[str]] = (), templates: Sequence[str] = ()) -> list[Call]:
@@ -110,10 +111,17 @@ def _known(groups: Iterable[Sequence[str]]) -> bytes:
     return "\n".join(text for group in groups for text in group).encode(errors="replace")[-_REACH:]
 
 
-def _deflated(text: str, known: bytes) -> bytes:
+def _as_json(part: Sequence[Any]) -> bytes:
+    try:
+        return to_json(part)  # five times as fast as the standard library
+    except ValueError:  # unpaired surrogates
+        return json.dumps(part, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+
+
+def _deflated(content: bytes, known: bytes) -> bytes:
     # Copies of one compressor would take longer than reading the dictionary again.
     packer = zlib.compressobj(_LEVEL, zdict=known) if known else zlib.compressobj(_LEVEL)
-    return packer.compress(text.encode(errors="replace")) + packer.flush()
+    return packer.compress(content) + packer.flush()
 
 
 def inflated(packed: str, most: int, known: bytes = b"") -> bytes:

@@ -10,6 +10,7 @@ from codecs import BOM_UTF16_LE
 from typing import Any
 
 from markupsafe import Markup
+from pydantic_core import to_json
 
 from saeval._util import escape_script
 
@@ -73,7 +74,10 @@ def script_text(content: bytes) -> str:
 
 
 def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode()
+    try:
+        return to_json(value, inf_nan_mode="null")  # five times as fast as the standard library
+    except ValueError:  # unpaired surrogates
+        return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode()
 
 
 def slug(name: str) -> str:

@@ -144,6 +144,7 @@ def _activation_columns(outcome: CellState, record: LatentRecord) -> dict[str, l
 
 
 def _example_columns(record: LatentRecord) -> dict[str, list[Any]]:
+    """Return the windows that explained or scored a latent, and those of its decoy."""
     windows = {
         role: (*examples.activating, *examples.non_activating)
         for role, examples in (("explain", record.explain), ("score", record.score))

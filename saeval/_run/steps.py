@@ -327,6 +327,7 @@ def _savable(result: R) -> R:
 
 
 def _as_json(result: Explanation | Score) -> Iterator[str]:
+    """Yield a result as JSON; it is not written until it is needed."""
     yield result.model_dump_json(warnings=False)
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import math
+from base64 import b64decode
+
 from hypothesis import given, settings, strategies as st
 
-from saeval.report.html.text import dense
+from saeval.report.html.text import dense, packed_json
 
 
 def _decoded(text: str) -> bytes:
@@ -19,3 +24,9 @@ def test_characters_of_15_bits_hold_all_bytes(content):
     text = dense(content)
     assert _decoded(text) == content
     assert all(0x4000 <= ord(character) < 0xC000 for character in text[1:])
+
+
+def test_numbers_that_are_not_finite_and_unpaired_surrogates_leave_a_page_readable():
+    data = {"\ud800": [math.nan, math.inf, 0.1, 10**20], "é": ["\udfff", "</script>", None, True]}
+    text = gzip.decompress(b64decode(packed_json(data))).decode()
+    assert json.loads(text) == {"\ufffd": [None, None, 0.1, 10**20], "é": ["\ufffd", "</script>", None, True]}

@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 from pydantic_core import to_json
 
-from saeval._util import escape_script
+from saeval._util import clean, escape_script
 
 _LEVEL = 5  # compression level of gzip; 9 takes eight times as long and saves 4 %
 _FIRST = 0x4000  # first of 32,768 characters that have no special meaning in a script
@@ -74,10 +74,11 @@ def script_text(content: bytes) -> str:
 
 
 def _json(value: Any) -> bytes:
+    """Return JSON in UTF-8; numbers that are not finite become null, since one of them would make a page unreadable."""
     try:
         return to_json(value, inf_nan_mode="null")  # five times as fast as the standard library
-    except ValueError:  # unpaired surrogates
-        return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode()
+    except ValueError:
+        return to_json(clean(value), inf_nan_mode="null")
 
 
 def slug(name: str) -> str:

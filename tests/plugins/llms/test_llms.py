@@ -25,7 +25,6 @@ import saeval
 from saeval import BudgetExceeded, InputError, LLMError
 from saeval._run.plan.dry_run import Counter
 from saeval.llm import CallLedger, export_replies
-from saeval.llm.answers import encodable
 from saeval.llm.cache import AnswerCache
 from saeval.plugin import FillRequest, LogprobRequest, Message, Refused, Request, TokenLogprobs
 
@@ -574,7 +573,7 @@ def test_answer_to_a_whole_scoring_request_in_the_cache_is_used(tmp_path):
     _, (reply,), gate = scored(tmp_path, [request])
     (tmp_path / "older").mkdir()
     store = AnswerCache(tmp_path / "older" / "calls.sqlite")
-    store.put({gate._key("logprobs", encodable(request)[1]): reply}, "m")  # as an earlier version kept it
+    store.put({gate._keyed("logprobs", request)[1]: reply}, "m")  # as an earlier version kept it
     served, (again,), _ = scored(tmp_path / "older", [request])
     assert again.logprobs == reply.logprobs and not served.number
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -316,19 +316,19 @@ def _savable(result: R) -> R:
     Raises:
         ValueError: If it cannot be written as JSON, or not be read back.
     """
-    if isinstance(result, Score) and _has_plain_outcomes(result) and not may_hold_values(_as_json(result)):
+    whole = map(_as_json, [result])  # not written unless it is searched for a credential
+    if isinstance(result, Score) and _has_plain_outcomes(result) and not may_hold_values(whole):
         # Reading hundreds of windows back takes three times as long as looking at their columns.
-        (text,) = _as_json(result.model_copy(update={"outcomes": ()}))
+        text = _as_json(result.model_copy(update={"outcomes": ()}))
         return type(result).model_validate_json(text).model_copy(update={"outcomes": result.outcomes})
-    (text,) = _as_json(result)
+    text = _as_json(result)
     if may_hold_values([text]):
         text = without_values(text)
     return type(result).model_validate_json(text)
 
 
-def _as_json(result: Explanation | Score) -> Iterator[str]:
-    """Yield a result as JSON; it is not written until it is needed."""
-    yield result.model_dump_json(warnings=False)
+def _as_json(result: Explanation | Score) -> str:
+    return result.model_dump_json(warnings=False)
 
 
 def _has_plain_outcomes(score: Score) -> bool:

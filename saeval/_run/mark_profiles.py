@@ -28,14 +28,15 @@ class Profiles:
     The last three arrays are parallel, with one entry per latent and kind of token, sorted by latent.
 
     Attributes:
-        recurs: Share of pairs of windows that have a marked token in common.  [latents], like the next four
+        recurs: Share of pairs of windows that have a marked token in common.  [latents], like the next five
         runs: Mean number of runs of marked tokens per window.
         tokens: Mean number of marked tokens per window.
         words: Share of marked tokens that begin a word.
         signs: Share of marked tokens without a letter or digit.
+        marks: Number of marked tokens.
         latent: Number of the latent.  [kinds found]
         kind: Kind of token.  [kinds found]
-        share: Its share of the latent's marked tokens.  [kinds found]
+        times: Number of the latent's marked tokens of this kind.  [kinds found]
     """
 
     recurs: NDArray[np.float64]
@@ -43,21 +44,19 @@ class Profiles:
     tokens: NDArray[np.float64]
     words: NDArray[np.float64]
     signs: NDArray[np.float64]
+    marks: NDArray[np.int64]
     latent: NDArray[np.int64]
     kind: NDArray[np.int64]
-    share: NDArray[np.float64]
+    times: NDArray[np.int64]
 
     def overlap(self, others: Profiles) -> NDArray[np.float64]:
         """Return the overlap of marked tokens between the single latent of `self` and each of `others`."""
-        own = np.full(1 + max(self.kind.max(initial=0), others.kind.max(initial=0)), -1)
-        own[self.kind] = np.arange(len(self.kind))
-        place = own[others.kind]
-        both = np.flatnonzero(place >= 0)
-        both = both[
-            np.lexsort((place[both], others.latent[both]))
-        ]  # sums in this latent's order, for reproducible rounding
-        least = np.minimum(self.share[place[both]], others.share[both])
-        return np.bincount(others.latent[both], weights=least, minlength=len(others.runs)).astype(np.float64)
+        own = np.zeros(1 + max(self.kind.max(initial=0), others.kind.max(initial=0)), dtype=np.int64)
+        own[self.kind] = self.times
+        # The shares have a common denominator, so that sums are exact whatever their order.
+        least = np.minimum(own[others.kind] * others.marks[others.latent], others.times * self.marks)
+        common = np.bincount(others.latent, weights=least, minlength=len(others.marks))
+        return np.asarray(common / (self.marks * others.marks))
 
     def distance(self, others: Profiles) -> NDArray[np.float64]:
         """Return the distance between the marks of the single latent of `self` and each of `others`."""
@@ -174,11 +173,7 @@ def _profiles(
     latent = owner[rows]
     windows, tokens = np.bincount(owner, minlength=n), np.bincount(latent, minlength=n)
     most = int(kinds[:, 0].max(initial=0)) + 1
-    keys, first, which, times = np.unique(
-        latent * most + kinds[:, 0], return_index=True, return_inverse=True, return_counts=True
-    )
-    of = keys // most
-    order = np.lexsort((first, of))  # a latent's kinds in order of their first occurrence
+    keys, which, times = np.unique(latent * most + kinds[:, 0], return_inverse=True, return_counts=True)
     # Each bit stands for one of the latent's windows: the windows that each kind is in, then those that each window has
     # a kind in common with.
     starts = np.searchsorted(owner, np.arange(n))
@@ -194,9 +189,10 @@ def _profiles(
         tokens=tokens / windows,
         words=np.bincount(latent, weights=kinds[:, 1], minlength=n) / tokens,
         signs=np.bincount(latent, weights=kinds[:, 2], minlength=n) / tokens,
-        latent=of[order],
-        kind=keys[order] - of[order] * most,
-        share=(times / tokens[of])[order],
+        marks=tokens,
+        latent=keys // most,
+        kind=keys % most,
+        times=times,
     )
 
 
@@ -227,8 +223,8 @@ def marks_of(
     return rows[marks], store.position[at[marks]].astype(np.int64)
 
 
-def shapes(rows: NDArray[np.int64], columns: NDArray[np.int64], n: int, size: int) -> NDArray[np.float64]:
-    """Return the numbers of runs and of marked tokens, and the relative positions of the first and last.  [4, windows]
+def shapes(rows: NDArray[np.int64], columns: NDArray[np.int64], n: int, size: int) -> NDArray[np.int32]:
+    """Return the numbers of runs and of marked tokens, and the columns of the first and last.  [4, windows]
 
     Args:
         rows: Window of each marked token, ascending.
@@ -236,11 +232,14 @@ def shapes(rows: NDArray[np.int64], columns: NDArray[np.int64], n: int, size: in
         n: Number of windows.
         size: Tokens per window.
     """
-    first, last = np.zeros(n), np.ones(n)  # the last of several values assigned to a window remains
-    first[rows[::-1]] = columns[::-1] / size
-    last[rows] = 1 - (size - 1 - columns) / size
-    begins = _run_begins(rows, columns)
-    return np.stack([np.bincount(rows[begins], minlength=n), np.bincount(rows, minlength=n), first, last])
+    found = np.zeros((4, n), dtype=np.int32)
+    runs, tokens, first, last = found
+    runs[:] = np.bincount(rows[_run_begins(rows, columns)], minlength=n)
+    tokens[:] = np.bincount(rows, minlength=n)
+    first[rows[::-1]] = columns[::-1]  # the last of several values assigned to a window remains
+    last[:] = size - 1
+    last[rows] = columns
+    return found
 
 
 def _run_begins(rows: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -15,9 +15,9 @@ from saeval_plugins.samplers import SAEBench, saeval_samplers
 from saeval_plugins.scorers.fuzzing import Fuzzing
 
 import saeval
-from saeval._run.decoys import Decoys, with_decoy
+from saeval._run.decoys import Decoys, _ByFirings, _Search, _Texts
 from saeval._run.mark_profiles import Kinds, profile_of, profiles_of
-from saeval._util import SpecError
+from saeval._util import SpecError, StoreError
 from saeval.activations import TokenDataset
 from saeval.activations.store import ActivationWriter
 from saeval.plugin import LatentId, derive_rng
@@ -84,8 +84,8 @@ def fuzzed(tmp_path, reply, **options):
     with fake_server(reply) as server:
         task = spec(
             server,
-            source={"use": "synthetic", "with": {"n_latents": 16, "documents": 80}},
-            latents={"n": 12, "min_windows": 20},
+            source={"use": "synthetic", "with": {"n_latents": 60, "documents": 160}},
+            latents={"n": 60, "min_windows": 20},
             scorers={"fuzzing": {"with": options}},
             baselines=[],
             measure=[],
@@ -96,7 +96,7 @@ def fuzzed(tmp_path, reply, **options):
 
 @pytest.mark.parametrize("blind", BLIND)
 def test_a_judge_that_never_reads_the_explanation_is_at_chance(blind, tmp_path):
-    assert fuzzed(tmp_path, judging(blind)) == pytest.approx(0.5, abs=0.05)
+    assert fuzzed(tmp_path, judging(blind)) == pytest.approx(0.5, abs=0.04)
 
 
 def test_the_same_judge_lives_on_wrong_marks_that_do_not_recur(tmp_path):
@@ -123,7 +123,7 @@ def record_of(store, latent=0):
 
 def test_another_latents_windows_hold_none_of_this_ones_firings_and_none_of_its_other_text(store):
     for latent in range(8):
-        record = with_decoy(record_of(store, latent), store, derive_rng(0, "decoy", latent))
+        record = Decoys(store)(record_of(store, latent), derive_rng(0, "decoy", latent))
         decoy = record.score.decoy
         assert decoy.latent.index != latent and len(decoy.activating) == 30
         own, other = (set(store.activations(i)[0].tolist()) for i in (latent, decoy.latent.index))
@@ -140,7 +140,7 @@ def test_another_latents_windows_hold_none_of_this_ones_firings_and_none_of_its_
 def test_marks_are_as_many_as_long_and_in_the_same_places(store):
     right, wrong = [], []
     for latent in range(8):
-        record = with_decoy(record_of(store, latent), store, derive_rng(0, "decoy", latent))
+        record = Decoys(store)(record_of(store, latent), derive_rng(0, "decoy", latent))
         for found, windows in ((right, record.score.activating), (wrong, record.score.decoy.activating)):
             places = [np.flatnonzero(window.firing()) for window in windows]
             found += [[len(p), p[0], p[-1]] for p in places]
@@ -150,9 +150,7 @@ def test_marks_are_as_many_as_long_and_in_the_same_places(store):
 
 
 def test_the_draw_depends_on_its_seed_alone(store):
-    first, again, other = (
-        with_decoy(record_of(store), store, derive_rng(seed, "decoy")).score.decoy for seed in (0, 0, 1)
-    )
+    first, again, other = (Decoys(store)(record_of(store), derive_rng(seed, "decoy")).score.decoy for seed in (0, 0, 1))
     assert [e.id for e in first.activating] == [e.id for e in again.activating] != [e.id for e in other.activating]
 
 
@@ -168,13 +166,13 @@ def test_copies_of_the_latent_are_no_decoys(tmp_path):
     writer.advance(len(planted))
     copies = writer.finish()
     for seed in range(5):
-        assert with_decoy(record_of(copies), copies, derive_rng(seed, "decoy")).score.decoy.latent.index == 1
+        assert Decoys(copies)(record_of(copies), derive_rng(seed, "decoy")).score.decoy.latent.index == 1
 
 
 def test_a_dictionary_of_one_latent_is_asked_about_one_window_at_a_time(tmp_path):
     store = planted_store(tmp_path / "store", n_latents=1, documents=40)
     record = record_of(store)
-    alone = with_decoy(record, store, derive_rng(0, "decoy"))
+    alone = Decoys(store)(record, derive_rng(0, "decoy"))
     assert alone is record and alone.score.decoy is None
     llm = ScriptedLLM("[1]")
     asyncio.run(Fuzzing(mode="list").score(saeval.Explanation(text="x"), alone.score, context(llm)))
@@ -186,7 +184,7 @@ def test_windows_centred_on_activations_are_marked_at_the_centre_whether_rightly
     sampler = SAEBench(leak=False, unverified=False, score_top=10, score_weighted=10, non_activating=20)
     for latent in range(8):
         record = sampler.sample(store, LatentId("planted", latent), derive_rng(0, "sample", latent))
-        found = with_decoy(record, store, derive_rng(0, "decoy", latent))
+        found = Decoys(store)(record, derive_rng(0, "decoy", latent))
         questions = Fuzzing().questions(found.score, context())
         centred = {True: [], False: []}
         for q in questions:
@@ -244,23 +242,27 @@ def test_a_record_that_is_made_again_has_the_same_decoy(store):
         ]
 
 
-def test_marks_look_the_same_in_the_store_as_in_windows_that_break_characters(tmp_path):
-    """Some tokens are parts of a character, contexts have a rest that is no window, and some are short."""
+@pytest.fixture(scope="module")
+def ragged(tmp_path_factory):
+    """A store in which tokens are parts of a character, contexts have a rest that is no window, and some are short."""
     rng = np.random.default_rng(0)
-    contexts, length, window, n = 200, 75, 16, 12
+    contexts, length, n = 200, 75, 12
     pieces = [b"\xe2\x82", b"\xac", b"\xf0\x9f", b" \xc3", b"!", *(f" w{i}".encode() for i in range(20))]
     lengths = rng.integers(40, length + 1, size=contexts).astype(np.int32)
     mask = (np.arange(length) < lengths[:, None]) & (np.arange(length) > 0)
     tokens = rng.integers(len(pieces), size=(contexts, length), dtype=np.int32)
     documents = np.arange(contexts, dtype=np.int32)
     data = TokenDataset(tokens, lengths, mask, documents, tuple(map(str, documents)), dict(enumerate(pieces)), 1)
-    writer = ActivationWriter(tmp_path / "store")
+    writer = ActivationWriter(tmp_path_factory.mktemp("ragged") / "store")
     writer.start(data, n)
     position, latent = np.nonzero((rng.random((mask.size, n)) < 0.15) & mask.reshape(-1, 1))
     writer.add(position, latent, rng.standard_exponential(len(position), dtype=np.float32))
     writer.advance(contexts)
-    store = writer.finish()
+    return writer.finish()
 
+
+def test_marks_look_the_same_in_the_store_as_in_windows_that_break_characters(ragged):
+    store, window, n = ragged, 16, ragged.n_latents
     chosen = [store.windows(i, window).ids[:20] for i in range(n)]
     begins = store.begin_of(np.concatenate(chosen), window)
     edges = []
@@ -275,8 +277,61 @@ def test_marks_look_the_same_in_the_store_as_in_windows_that_break_characters(tm
         for name in ("recurs", "runs", "tokens", "words", "signs"):
             assert getattr(found, name)[i] == getattr(alone, name)[0]
         own = found.latent == i
-        assert found.kind[own].tolist() == alone.kind.tolist() and found.share[own].tolist() == alone.share.tolist()
+        assert found.kind[own].tolist() == alone.kind.tolist() and found.times[own].tolist() == alone.times.tolist()
         assert alone.overlap(found)[i] == pytest.approx(1) and alone.distance(found)[i] == 0
+
+
+def test_sampled_windows_of_candidates_hold_all_their_firings_and_are_drawn_evenly(ragged):
+    window = 16
+    sampler = RANDOM(window=window, explain=5, score=5, non_activating={"n": 5})
+    record = sampler.sample(ragged, LatentId("planted", 0), derive_rng(0, "sample"))
+    search, drawn = _Search(ragged, _Texts(ragged), record), Counter()
+    for seed in range(200):
+        found = search.sample(np.arange(1, ragged.n_latents), np.random.default_rng(seed))
+        starts = ragged.begin_of(found.ids, window)
+        for latent, start, low, high in zip(found.latents, starts, found.low, found.high, strict=True):
+            position = ragged.activations(latent)[0]
+            inside = np.flatnonzero((position >= start) & (position < start + window)) + ragged.indptr[latent]
+            assert inside.tolist() == list(range(low, high))
+        assert set(found.latents.tolist()) == set(range(1, ragged.n_latents))
+        pairs = [*zip(found.latents.tolist(), found.ids.tolist(), strict=True)]
+        assert len(set(pairs)) == len(pairs) and max(Counter(found.latents.tolist()).values()) <= 32
+        drawn.update(pairs)
+    ids = ragged.windows(3, window).ids
+    assert {number for latent, number in drawn if latent == 3} == set(ids.tolist())  # each whole window, no other one
+    position, starts = ragged.activations(3)[0], ragged.begin_of(ids, window)
+    firings = np.searchsorted(position, starts + window) - np.searchsorted(position, starts)
+    times = np.array([drawn[3, int(i)] for i in ids])
+    assert times[firings == 1].mean() == pytest.approx(times[firings >= 4].mean(), rel=0.15)
+
+
+def test_a_candidate_whose_activations_are_damaged_is_named(tmp_path):
+    store = planted_store(tmp_path / "store", n_latents=8, documents=80)
+    record = record_of(store, 0)
+    store.position = store.position.copy()
+    store.position[store.indptr[5] : store.indptr[6]] += 10**6
+    with pytest.raises(StoreError, match="the activations of latent 5 are out of order"):
+        Decoys(store)(record, derive_rng(0, "decoy"))
+
+
+def test_candidates_come_in_the_order_of_difference_plus_exponential_term(tmp_path):
+    """The few that are looked at give the same law as a draw over the whole dictionary."""
+
+    class Firings:
+        firings = np.random.default_rng(1).integers(5, 3000, size=6000)
+
+    draws = _ByFirings(Firings())
+    own = 17
+    apart = np.abs(np.log(Firings.firings) - np.log(Firings.firings[own]))
+    found, expected = [], []
+    for seed in range(60):
+        batches = list(draws.draw(own, np.random.default_rng(seed)))
+        drawn = np.concatenate(batches)
+        assert len(set(drawn.tolist())) == len(drawn) >= 1000 and own not in drawn
+        found.append([apart[batches[0]].mean(), apart[batches[-1]].mean()])
+        order = np.argsort(apart + np.random.default_rng(1000 + seed).exponential(1.0, len(apart)), kind="stable")
+        expected.append([apart[order[:64]].mean(), apart[order[960:1024]].mean()])
+    assert np.mean(found, axis=0) == pytest.approx(np.mean(expected, axis=0), rel=0.06)
 
 
 def test_marks_on_later_tokens_of_a_character_look_like_the_character(tmp_path):
@@ -315,7 +370,7 @@ def test_marks_are_as_many_at_the_threshold_of_the_scorer(threshold, tmp_path):
 
     counts = []
     for latent in range(0, 24, 3):
-        score = with_decoy(record_of(store, latent), store, derive_rng(0, "decoy", latent), threshold).score
+        score = Decoys(store, threshold)(record_of(store, latent), derive_rng(0, "decoy", latent)).score
         sides = (score.activating, score.decoy.activating)
         counts.append([np.mean([sum(window.firing(threshold)) for window in windows]) for windows in sides])
     right, wrong = np.mean(counts, axis=0)

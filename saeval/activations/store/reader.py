@@ -192,24 +192,6 @@ class ActivationStore:
         low, high = firings_between(self._stored(latent)[0], begins, window)
         return np.asarray(low < high)
 
-    def firings_of(self, latents: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the positions where latents fire, concatenated by latent, and the end of each latent's part.
-
-        Args:
-            latents: The latents.
-        """
-        begins, stops = self.indptr[latents], self.indptr[latents + 1]
-        parts = [self.position[begin:stop] for begin, stop in zip(begins.tolist(), stops.tolist(), strict=True)]
-        position = np.concatenate(parts, dtype=np.int64) if parts else np.empty(0, dtype=np.int64)
-        ends = np.cumsum(stops - begins)
-        later = np.ones(len(position), dtype=np.bool_)
-        later[1:] = position[1:] > position[:-1]
-        later[(ends - (stops - begins))[stops > begins]] = True
-        if not later.all() or position.max(initial=0) >= max(1, self.tokens.size):
-            for latent in latents.tolist():  # raises the error for the damaged latent
-                self._stored(latent)
-        return position, ends
-
     @cached_property
     def _known(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
         if "known.npy" not in self.manifest["files"]:

@@ -160,6 +160,7 @@ def test_two_nodes_give_the_same_as_one_process_bit_for_bit(two_nodes, server, t
 
 
 def test_latent_that_kills_its_workers_fails_alone(two_nodes, server, tmp_path):
+    server.delay = 0.05  # longer than it takes to write an answer, so that calls that are lost were in flight
     deadly = marks(tmp_path, deadly=3)
     task = spec(server, scorers={"marks": deadly, "detection": {}}, baselines=[], latents={"select": "list", "indices": [1, 2, 3, 4, 5]})  # fmt: skip
     saeval.run(on_ray(task, max_failed=1.0), out=tmp_path / "run")

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
-import zlib
 from base64 import b64encode
 from collections.abc import Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from saeval._util import inflated
+from saeval._util import deflated, inflated
 from saeval.records import Explanation, JudgedWindows, Metric, Outcome, Score, Usage
 
 R = TypeVar("R", Explanation, Score)
@@ -22,7 +21,6 @@ _ROWS: TypeAdapter[list[dict[str, list[int] | list[float] | list[str]]]] = TypeA
     list[dict[str, list[int] | list[float] | list[str]]]
 )
 _ROUNDING = 1e-9
-_LEVEL = 6  # zlib level
 _MOST_BYTES = 1 << 26  # maximum bytes to decompress, since a few kilobytes may expand to gigabytes (zip bomb)
 _USUAL: dict[str, Any] = {
     name: None if field.is_required() else field.get_default() for name, field in Outcome.model_fields.items()
@@ -60,7 +58,7 @@ def _packed(judged: JudgedWindows) -> str:
         if column.count(_USUAL[name]) < n
     }
     text = json.dumps(columns, separators=(",", ":"))
-    return b64encode(zlib.compress(text.encode(), _LEVEL)).decode()
+    return b64encode(deflated(text.encode())).decode()
 
 
 def judged_windows(entry: Any) -> JudgedWindows | None:
@@ -113,7 +111,7 @@ def _unpacked(packed: str) -> Any:
     """Decompress packed columns; return None if they are damaged or too large."""
     try:
         return json.loads(inflated(packed, _MOST_BYTES))
-    except (ValueError, zlib.error, RecursionError):
+    except (ValueError, RecursionError):
         return None
 
 

@@ -7,7 +7,6 @@ from saeval._util.assets import (
 )
 from saeval._util.call_packing import (
     LEFT_OUT as LEFT_OUT,
-    inflated as inflated,
     packed_calls as packed_calls,
     unpacked_calls as unpacked_calls,
 )
@@ -24,6 +23,7 @@ from saeval._util.crash import (
     internal_error as internal_error,
     plugin_place as plugin_place,
 )
+from saeval._util.deflate import deflated as deflated, gzipped as gzipped, inflated as inflated
 from saeval._util.encodable import (
     clean as clean,
     clean_text as clean_text,

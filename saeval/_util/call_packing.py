@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import zlib
-from base64 import b64decode, b64encode
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from pydantic_core import to_json
 
+from saeval._util.deflate import deflated, inflated
 from saeval._util.shared_text import without_shared
 
 LEFT_OUT: Final = "left out"
@@ -17,7 +17,6 @@ LEFT_OUT: Final = "left out"
 
 _MOST_BYTES = 1 << 28
 """Maximum bytes to decompress, since a few kilobytes may expand to gigabytes (zip bomb)."""
-_LEVEL = 6  # zlib level; level 9 takes 25 % longer and saves 2 %
 _WINDOW = 31_000  # bytes of dictionary and part together, within zlib's window of 32 kB
 _REACH = 25_000  # maximum bytes of the dictionary
 _TRIED = 3  # texts per group to search for in the prompts
@@ -63,7 +62,7 @@ def packed_calls(
             size = 0
         parts[-1].append(call)
         size += length
-    return ".".join(["".join(map(str, held)) or _NONE, *(spell(_deflated(_as_json(part), known)) for part in parts)])
+    return ".".join(["".join(map(str, held)) or _NONE, *(spell(deflated(_as_json(part), known)) for part in parts)])
 
 
 def unpacked_calls(packed: str, windows: Sequence[Sequence[str]] = (), templates: Sequence[str] = ()) -> list[Call]:
@@ -82,7 +81,7 @@ def unpacked_calls(packed: str, windows: Sequence[Sequence[str]] = (), templates
         lists = [json.loads(inflated(part, _MOST_BYTES, known)) for part in parts]
         (before, after), *rest = (entry for entries in lists for entry in entries) if held else _earlier(lists)
         return [(p if status == LEFT_OUT else f"{before}{p}{after}", reply, status) for p, reply, status in rest]
-    except (TypeError, AttributeError, IndexError, zlib.error, RecursionError) as error:
+    except (TypeError, AttributeError, IndexError, RecursionError) as error:
         raise ValueError("it cannot be unpacked") from error
 
 
@@ -116,23 +115,3 @@ def _as_json(part: Sequence[Any]) -> bytes:
         return to_json(part)  # five times as fast as the standard library
     except ValueError:  # unpaired surrogates
         return json.dumps(part, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
-
-
-def _deflated(content: bytes, known: bytes) -> bytes:
-    # Copies of one compressor would take longer than reading the dictionary again.
-    packer = zlib.compressobj(_LEVEL, zdict=known) if known else zlib.compressobj(_LEVEL)
-    return packer.compress(content) + packer.flush()
-
-
-def inflated(packed: str, most: int, known: bytes = b"") -> bytes:
-    """Decompress base64 of zlib data to at most `most` bytes; `known` is the dictionary, if there is one.
-
-    Raises:
-        ValueError: If it is not base64, or the content is larger.
-        zlib.error: If it is damaged.
-    """
-    inflater = zlib.decompressobj(zdict=known) if known else zlib.decompressobj()
-    content = inflater.decompress(b64decode(packed), most)
-    if inflater.unconsumed_tail:
-        raise ValueError("too large")
-    return content

@@ -62,7 +62,7 @@ class CellWriters(NamedTuple):
         explanations: One row per explanation.
         scores: One row per latent, scorer, explanation and metric; a missing score is one row without a metric.
         judgements: One row per judged window: truth, answer, probability, or the reason why there is no answer.
-        calls: One row per prompt. Text that prompts share is stored once per about two thousand prompts.
+        calls: One row per prompt. Text that prompts share is stored once per about four thousand prompts.
     """
 
     latents: TableWriter
@@ -101,7 +101,7 @@ def cell_tables(folder: Path, scores: Sequence[str], *, directions: bool) -> Ite
             files.enter_context(_line_writer(folder / "explanations.jsonl")),
             table("scores", _SCORES),
             table("judgements", _JUDGEMENTS, unlike=["example"]),
-            table("calls", _CALLS, 2000, unlike=["prompt"]),
+            table("calls", _CALLS, 4000, unlike=["prompt"]),
         )
 
 

@@ -247,21 +247,14 @@ class CellTables:
         found: dict[int, dict[str, dict[str, list[Any]]]] = {}
         if not rows:
             return found
-        latent, scorer, variant, example, active, predicted, probability, status, reason = (
-            rows[name].to_pylist() for name in _JUDGEMENTS
-        )
-        written = [rows[name].to_pylist() if name in rows else [None] * len(latent) for name in _WRITTEN]
-        window = [places.get(i, {}).get(address, address) for i, address in zip(latent, example, strict=True)]
-        active = [int(bool(a)) for a in active]
-        predicted = [None if p is None else int(p) for p in predicted]
-        probability = [rounded(p, 4) for p in probability]
-        reason = [r or "" for r in reason]
-        columns = [window, active, predicted, probability, status, reason, [*map(_written, *written)]]
-        for begin, end in _runs([rows[name] for name in ("latent", "scorer", "variant")]):
-            variants = found.setdefault(latent[begin], {}).setdefault(scorer[begin], {})
-            held = variants.setdefault(variant[begin], [[] for _ in columns])
-            for values, column in zip(held, columns, strict=True):
-                values += column[begin:end]
+        columns = _judged_columns(rows)
+        for begin, end, (latent, scorer, variant) in _runs([rows[name] for name in ("latent", "scorer", "variant")]):
+            variants = found.setdefault(latent, {}).setdefault(scorer, {})
+            known = places.get(latent, {})
+            window, *others = (column[begin:end] for column in columns)
+            held = variants.setdefault(variant, [[] for _ in columns])
+            for values, more in zip(held, ([known.get(address, address) for address in window], *others), strict=True):
+                values += more
         for scorers in found.values():
             for variants in scorers.values():
                 for name, held in variants.items():
@@ -275,17 +268,57 @@ def _column(values: list[Any]) -> Any:
     return first if not isinstance(first, list) and values.count(first) == len(values) else values
 
 
-def _runs(columns: Sequence[Any]) -> Iterator[tuple[int, int]]:
-    """Yield the begin and end of each run of rows that are equal in all columns."""
+def _judged_columns(rows: Mapping[str, Any]) -> list[list[Any]]:
+    """Return address, active, predicted, probability, status, reason and written text of judged windows."""
+    import pyarrow as pa
+
+    example, probability = rows["example"].to_pylist(), _listed(rows["probability"])
+    active, predicted = (rows[name].cast(pa.int8()) for name in ("active", "predicted"))
+    texts = [_listed(rows[name]) if name in rows else [None] * len(example) for name in _WRITTEN]
+    return [
+        example,
+        _listed(active.fill_null(0)),
+        _listed(predicted),
+        [p if p is None else rounded(p, 4) for p in probability],
+        _listed(rows["status"]),
+        _listed(rows["reason"].fill_null("")),
+        [*map(_written, *texts)],
+    ]
+
+
+def _listed(column: Any) -> list[Any]:
+    """Return an Arrow array as a list; `to_pylist` makes its items one by one, which takes five times as long."""
     import numpy as np
+    import pyarrow as pa
+
+    items: list[Any]
+    if column.null_count == len(column):
+        items = [None] * len(column)
+    elif column.null_count or pa.types.is_list(column.type):
+        items = column.to_pylist()
+    elif pa.types.is_string(column.type):  # few different ones
+        encoded = column.dictionary_encode()
+        items = np.array(encoded.dictionary.to_pylist(), dtype=object).take(encoded.indices.to_numpy()).tolist()
+    else:
+        items = column.to_numpy(zero_copy_only=False).tolist()
+    return items
+
+
+def _runs(columns: Sequence[Any]) -> Iterator[tuple[int, int, tuple[Any, ...]]]:
+    """Yield the begin and end of each run of rows that are equal in all columns, and their values."""
+    import numpy as np
+    import pyarrow as pa
 
     rows = len(columns[0])
-    changed = np.zeros(rows, dtype=bool)
+    new = np.zeros(rows, dtype=bool)
+    new[:1] = True
     for column in columns:
         values = column.dictionary_encode(null_encoding="encode").indices.to_numpy()
-        changed[1:] |= values[1:] != values[:-1]
-    begins = [0, *np.flatnonzero(changed).tolist()]
-    return pairwise([*begins, rows])
+        new[1:] |= values[1:] != values[:-1]
+    begins = np.flatnonzero(new)
+    values = zip(*(column.take(pa.array(begins)).to_pylist() for column in columns), strict=True)
+    for (begin, end), value in zip(pairwise([*begins.tolist(), rows]), values, strict=True):
+        yield begin, end, value
 
 
 def _senses(explanation: Mapping[str, Any] | None) -> str:
@@ -380,7 +413,7 @@ def _one_array(column: Any) -> Any:
 class _Numbers(NamedTuple):
     """Tokens of consecutive windows as indices of distinct tokens, and the end of each window."""
 
-    numbers: NDArray[np.int64]
+    numbers: NDArray[np.uint32]
     ends: NDArray[np.int64]
 
     def bytes_of(self, windows: Sequence[int], planes: int) -> bytes:
@@ -391,7 +424,7 @@ class _Numbers(NamedTuple):
         begins = np.concatenate([[0], self.ends])[chosen]
         counts = self.ends[chosen] - begins
         at = np.arange(counts.sum()) + np.repeat(begins - (np.cumsum(counts) - counts), counts)
-        by_byte = self.numbers[at].astype("<u4").view(np.uint8).reshape(-1, 4)
+        by_byte = self.numbers[at].view(np.uint8).reshape(-1, 4)
         return bytes(by_byte[:, :planes].T.tobytes())
 
 
@@ -401,31 +434,27 @@ def _numbered(columns: Sequence[Any]) -> tuple[list[str], _Numbers]:
     import pyarrow as pa
 
     if not columns:
-        return [], _Numbers(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+        return [], _Numbers(np.empty(0, dtype="<u4"), np.empty(0, dtype=np.int64))
     found, lists = zip(*(_distinct(column.flatten()) for column in columns), strict=True)
     encoded = pa.concat_arrays(found).dictionary_encode()
-    ends = np.cumsum([len(tokens) for tokens in found])
-    of_columns = np.split(encoded.indices.to_numpy(), ends[:-1])
+    of_columns = np.split(encoded.indices.to_numpy(), np.cumsum([len(tokens) for tokens in found])[:-1])
     numbers = np.concatenate([known[places] for known, places in zip(of_columns, lists, strict=True)])
-    first = np.empty(len(encoded.dictionary), dtype=np.int64)
-    first[numbers[::-1]] = np.arange(len(numbers))[::-1]  # of equal numbers, the last assignment counts
-    order = np.lexsort((first, -np.bincount(numbers, minlength=len(first))))
-    rank = np.empty_like(order)
+    # Arrow numbers what it finds in the order of its first occurrence, which decides among equally frequent tokens.
+    order = np.argsort(-np.bincount(numbers, minlength=len(encoded.dictionary)), kind="stable")
+    rank = np.empty(len(order), dtype="<u4")
     rank[order] = np.arange(len(order))
     lengths = [np.diff(column.offsets.to_numpy()) for column in columns]
     distinct = encoded.dictionary.to_pylist()
     return [distinct[i] for i in order], _Numbers(rank[numbers], np.cumsum(np.concatenate(lengths)))
 
 
-def _distinct(tokens: Any) -> tuple[Any, NDArray[np.int64]]:
-    """Return the distinct tokens, and the place of each token among them."""
-    import numpy as np
+def _distinct(tokens: Any) -> tuple[Any, NDArray[np.int32]]:
+    """Return the distinct tokens in the order of their first occurrence, and the place of each token among them."""
     import pyarrow as pa
 
     encoded = tokens if pa.types.is_dictionary(tokens.type) else tokens.dictionary_encode()
-    numbers = encoded.indices.to_numpy()
-    occurs = np.bincount(numbers, minlength=len(encoded.dictionary)) > 0  # the dictionary is that of the row group
-    return encoded.dictionary.take(np.flatnonzero(occurs)), (np.cumsum(occurs) - 1)[numbers]
+    numbers = encoded.indices.dictionary_encode()  # the dictionary is that of the row group
+    return encoded.dictionary.take(numbers.dictionary), numbers.indices.to_numpy()
 
 
 def _texts(rows: Mapping[str, Any]) -> dict[int, dict[tuple[str, bool], list[str]]]:
@@ -438,9 +467,8 @@ def _texts(rows: Mapping[str, Any]) -> dict[int, dict[tuple[str, bool], list[str
         return found
     tokens, begins = _flat(rows["tokens"])
     texts = pc.binary_join(pa.ListArray.from_arrays(begins, tokens.cast(pa.string())), "").to_pylist()
-    latent, role, active = (rows[name].to_pylist() for name in ("latent", "role", "active"))
-    for begin, end in _runs([rows[name] for name in ("latent", "role", "active")]):
-        held = found.setdefault(latent[begin], {}).setdefault((role[begin], bool(active[begin])), [])
+    for begin, end, (latent, role, active) in _runs([rows[name] for name in ("latent", "role", "active")]):
+        held = found.setdefault(latent, {}).setdefault((role, bool(active)), [])
         held += texts[begin:end]
     return found
 
@@ -467,16 +495,33 @@ def _windows(rows: Mapping[str, Any]) -> list[list[Any]]:
     places = fired - np.repeat(value_ends[:-1], np.diff(edges))
     sparse: list[float] = [None] * (2 * len(fired))  # type: ignore[list-item]
     sparse[::2] = places.tolist()
-    sparse[1::2] = [rounded(v, 4) or 0.0 for v in values[fired].tolist()]
-    ends = (2 * edges).tolist()
+    sparse[1::2] = _rounded(values[fired])
     nothing = [None] * len(tokens)
-    judged = [rows[name].to_pylist() if name in rows else nothing for name in ("active", "decile")]
-    addresses = zip(rows["context"].to_pylist(), rows["start"].to_pylist(), strict=True)
-    columns = zip(addresses, *judged, tokens, pairwise(ends), strict=True)
+    active, decile = (_listed(rows[name]) if name in rows else nothing for name in ("active", "decile"))
+    addresses = zip(_listed(rows["context"]), _listed(rows["start"]), strict=True)
+    columns = zip(addresses, active, decile, tokens, pairwise((2 * edges).tolist()), strict=True)
     return [
-        [f"{context}:{start}", int(bool(active)), decile, size, sparse[begin:end]]
-        for (context, start), active, decile, size, (begin, end) in columns
+        [f"{context}:{start}", int(bool(fires)), rank, size, sparse[begin:end]]
+        for (context, start), fires, rank, size, (begin, end) in columns
     ]
+
+
+def _rounded(values: NDArray[np.float32]) -> list[float]:
+    """Return numbers with the four significant digits of `rounded`.
+
+    Products of a 32-bit number and a power of ten up to 10¹¹ are exact in 64 bits, so ties are, too.
+    """
+    import numpy as np
+
+    numbers, sizes = values.astype(np.float64), np.abs(values).astype(np.float64)
+    powers = np.array([float(f"1e{k}") for k in range(-8, 5)])
+    scale = np.array([10.0**k for k in range(11, -1, -1)]).take(
+        np.searchsorted(powers, sizes, side="right") - 1, mode="clip"
+    )
+    short: list[float] = (np.rint(numbers * scale) / scale).tolist()
+    for i in np.flatnonzero((sizes < powers[0]) | (sizes >= powers[-1])).tolist():
+        short[i] = rounded(float(numbers[i]), 4) or 0.0
+    return short
 
 
 def _rows_by(rows: Mapping[str, Any], kind: str, first: int = 0) -> dict[int, dict[str, list[int]]]:
@@ -484,9 +529,8 @@ def _rows_by(rows: Mapping[str, Any], kind: str, first: int = 0) -> dict[int, di
     found: dict[int, dict[str, list[int]]] = {}
     if not rows:
         return found
-    latent, group = rows["latent"].to_pylist(), rows[kind].to_pylist()
-    for begin, end in _runs([rows["latent"], rows[kind]]):
-        held = found.setdefault(latent[begin], {}).setdefault(group[begin], [])
+    for begin, end, (latent, group) in _runs([rows["latent"], rows[kind]]):
+        held = found.setdefault(latent, {}).setdefault(group, [])
         held += range(first + begin, first + end)
     return found
 

@@ -31,6 +31,7 @@ _DIGITS = frozenset({"active", "predicted", "decile"})
 """Columns that are stored as strings with one digit per window; `-` for None."""
 _DIGIT: dict[int | None, str] = {None: "-", **{digit: str(digit) for digit in range(10)}}  # True is 1, False is 0
 _LINE = re.compile(r"[0-9-]*", re.ASCII)
+_NUMBER: dict[str, int | None] = {digit: number for number, digit in _DIGIT.items()}
 
 
 def entry_of(result: Explanation | Score, usage: Usage, judged: JudgedWindows | None = None) -> dict[str, Any]:
@@ -119,7 +120,7 @@ def _digits(column: Any) -> Any:
     """Convert a string of digits to a list; return other columns unchanged."""
     if not isinstance(column, str) or not _LINE.fullmatch(column):
         return column
-    return [None if c == "-" else int(c) for c in column]
+    return [*map(_NUMBER.__getitem__, column)]
 
 
 class Kept(NamedTuple, Generic[R]):

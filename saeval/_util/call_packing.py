@@ -7,7 +7,7 @@ from base64 import b64encode
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from saeval._util.deflate import deflated, inflated
 from saeval._util.shared_text import without_shared
@@ -78,7 +78,7 @@ def unpacked_calls(packed: str, windows: Sequence[Sequence[str]] = (), templates
         groups = _groups(windows, templates)
         named = [] if held == _NONE else map(int, held)
         known = _known([groups[k] for k in named] if held else windows)  # earlier: all windows
-        lists = [json.loads(inflated(part, _MOST_BYTES, known)) for part in parts]
+        lists = [_from_json(inflated(part, _MOST_BYTES, known)) for part in parts]
         (before, after), *rest = (entry for entries in lists for entry in entries) if held else _earlier(lists)
         return [(p if status == LEFT_OUT else f"{before}{p}{after}", reply, status) for p, reply, status in rest]
     except (TypeError, AttributeError, IndexError, RecursionError) as error:
@@ -108,6 +108,13 @@ def _middle(text: str) -> str:
 def _known(groups: Iterable[Sequence[str]]) -> bytes:
     """Return the zlib dictionary: the last 25 kB of the texts."""
     return "\n".join(text for group in groups for text in group).encode(errors="replace")[-_REACH:]
+
+
+def _from_json(content: bytes) -> Any:
+    try:
+        return from_json(content)  # three times as fast as the standard library
+    except ValueError:  # unpaired surrogates of earlier versions
+        return json.loads(content)
 
 
 def _as_json(part: Sequence[Any]) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 
 import numpy as np
@@ -35,8 +36,10 @@ def histogram(store: ActivationStore, latent: int) -> Histogram:
     if not len(values):
         return Histogram(0.0, ())
     top = float(values.max())
-    counts, _ = np.histogram(values, bins=BINS, range=(0.0, top))
-    return Histogram(top, tuple(counts.tolist()))
+    # The same bins as those of `np.histogram`, which takes three times as long.
+    edges = np.linspace(0.0, top, BINS + 1, dtype=values.dtype)
+    begins = np.sort(values).searchsorted(edges[:-1])
+    return Histogram(top, tuple(np.diff(begins, append=len(values)).tolist()))
 
 
 def portrait(store: ActivationStore, latent: LatentId, window: int) -> dict[str, tuple[Example, ...]]:
@@ -62,6 +65,13 @@ def portrait(store: ActivationStore, latent: LatentId, window: int) -> dict[str,
 
 def _spread(places: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return some of the places, evenly spaced."""
-    n = min(_PER_QUANTILE, len(places))
-    chosen = np.linspace(0, len(places) - 1, 2 * n + 1).round().astype(int)[1::2]
-    return places.take(chosen)
+    return places.take(_evenly(len(places)))
+
+
+@lru_cache(maxsize=1000)
+def _evenly(size: int) -> NDArray[np.int64]:
+    """Return evenly spaced indices of an array of this size; read-only, since they are kept."""
+    n = min(_PER_QUANTILE, size)
+    chosen = np.linspace(0, size - 1, 2 * n + 1).round().astype(np.int64)[1::2]
+    chosen.flags.writeable = False
+    return chosen

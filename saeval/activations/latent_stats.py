@@ -15,7 +15,9 @@ def token_share(store: ActivationStore, latent: int) -> float:
     position, _ = store.activations(latent)
     if not len(position):
         return float("nan")
-    _, counts = np.unique(store.tokens[position // store.length, position % store.length], return_counts=True)
+    tokens = np.sort(store.tokens.reshape(-1)[position])
+    ends = np.flatnonzero(tokens[1:] != tokens[:-1])
+    counts = np.diff(ends, prepend=-1, append=len(tokens) - 1)
     return float(counts.max() / len(position))
 
 

@@ -111,7 +111,10 @@ class AnswerCache:
             try:
                 yield
             except (sqlite3.Error, OSError) as error:
-                raise StoreError(f"{self.path}: the cache of model answers cannot be used {_why(error)}") from None
+                raise self._unusable(error) from None
+
+    def _unusable(self, error: sqlite3.Error | OSError) -> StoreError:
+        return StoreError(f"{self.path}: the cache of model answers cannot be used {_why(error)}")
 
     def get(self, key: str, *, unreadable: bool = False, age: float = 0.0) -> Any | None:
         """Return the answer of a key; None if it is missing or damaged.
@@ -121,9 +124,12 @@ class AnswerCache:
             unreadable: Whether to return answers that are marked as unreadable, too, instead of None.
             age: Answers that other processes stored in the last `age` seconds may be missed, which is faster.
         """
-        with self._database():
-            self._index.refresh(age=age)
-            row = self._row(key)
+        with self._lock:
+            try:  # not through `_database`, which takes as long as the query
+                self._index.refresh(age=age)
+                row = self._row(key)
+            except (sqlite3.Error, OSError) as error:
+                raise self._unusable(error) from None
         if row is None or not (unreadable or row[1] == "ok"):
             return None
         text, _, digest = row[0].decode(errors="replace").partition("\n")  # the JSON contains no line break

@@ -12,6 +12,8 @@ T = TypeVar("T")
 _HALF = "\\ud"
 """Start of the JSON escape of any surrogate, in lower case."""
 
+_NUMBERS = frozenset({type(None), bool, int, float})
+
 
 def clean_text(text: str) -> str:
     """Return text that UTF-8 can encode: surrogate pairs are joined, an unpaired surrogate becomes U+FFFD.
@@ -31,6 +33,11 @@ def clean_text(text: str) -> str:
     return text
 
 
+def _is_clean(value: object) -> bool:
+    """Return whether a value is a plain number or None, or ASCII text; a cheap check before `clean`."""
+    return type(value) in _NUMBERS or (type(value) is str and value.isascii())
+
+
 @cache
 def _arguments(kind: Any) -> tuple[str, ...]:
     """Return the names of the fields that a dataclass is made from."""
@@ -43,13 +50,11 @@ def clean(value: T) -> T:
     Strings of a subclass keep their class unless they need cleaning; dataclasses in which nothing does are returned as
     they are.
     """
-    cleaned: Any = value
-    if value is None or isinstance(value, (int, float)):
+    if _is_clean(value):
         return value
+    cleaned: Any = value
     if isinstance(value, str):
         cleaned = clean_text(value)
-    elif isinstance(value, Mapping):
-        cleaned = {clean(key): clean(inner) for key, inner in value.items()}
     elif isinstance(value, list):
         cleaned = [clean(inner) for inner in value]
     elif isinstance(value, tuple):
@@ -59,9 +64,11 @@ def clean(value: T) -> T:
         changed = {}
         for name in _arguments(type(value)):
             held = getattr(value, name)
-            if (new := clean(held)) is not held:
+            if not _is_clean(held) and (new := clean(held)) is not held:
                 changed[name] = new
         cleaned = replace(value, **changed) if changed else value
+    elif isinstance(value, Mapping):
+        cleaned = {clean(key): clean(inner) for key, inner in value.items()}
     return cleaned  # type: ignore[no-any-return]
 
 

@@ -7,7 +7,11 @@ import errno
 import logging
 import os
 import struct
+from contextlib import suppress
 from pathlib import Path
+
+with suppress(ImportError):  # Windows has no such locks
+    import fcntl
 
 _FIRST_LOOK, _LONGEST_LOOK = 0.02, 0.5  # seconds between two checks of a lease of another process
 _HELD = (errno.EACCES, errno.EAGAIN)
@@ -76,8 +80,6 @@ def _open(path: Path) -> int | None:
 
 
 def _lock(file: int, key: str) -> bool:
-    import fcntl
-
     try:
         fcntl.fcntl(file, fcntl.F_OFD_SETLK, _range(fcntl.F_WRLCK, key))
     except OSError as error:
@@ -86,9 +88,6 @@ def _lock(file: int, key: str) -> bool:
 
 
 def _unlock(file: int, key: str) -> None:
-    import fcntl
-    from contextlib import suppress
-
     with suppress(OSError):
         fcntl.fcntl(file, fcntl.F_OFD_SETLK, _range(fcntl.F_UNLCK, key))
 

@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from pydantic_core import to_json
+
 from saeval._util import StoreError, parse_json, shortage, text_checksum
 from saeval.llm.key_index import Key, KeyIndex, key_text, stored_key
 from saeval.llm.leases import Leases
@@ -239,18 +241,30 @@ def _defaults(kind: Any) -> dict[str, Any]:
 
 
 def non_default_fields(answer: Any) -> dict[str, Any]:
-    """Return the fields of an answer or call that differ from their defaults."""
+    """Return the fields of an answer or call that differ from their defaults, those of its usage likewise."""
     kind: Any = type(answer)
     usual = _defaults(kind)
-    return {name: value for name, value in vars(answer).items() if name not in usual or value != usual[name]}
+    found = {name: value for name, value in vars(answer).items() if name not in usual or value != usual[name]}
+    if "usage" in found:
+        found["usage"] = non_default_fields(found["usage"])
+    return found
 
 
 _JSON = json.JSONEncoder(default=non_default_fields, separators=(",", ":"))
 
 
+def compact_json(fields: dict[str, Any]) -> str:
+    """Return JSON without spaces, in one line of ASCII, so that no line break or control code of a server is in it."""
+    try:
+        text = to_json(fields)  # twice as fast as the standard library, but leaves other characters as they are
+    except ValueError:  # unpaired surrogates
+        return _JSON.encode(fields)
+    return text.decode() if text.isascii() else _JSON.encode(fields)
+
+
 def answer_json(answer: object) -> str:
-    """Return an answer as the JSON that the cache stores."""
-    return _JSON.encode(answer)
+    """Return an answer (a reply, or JSON data) as the JSON that the cache stores."""
+    return compact_json(answer if isinstance(answer, dict) else non_default_fields(answer))
 
 
 def _why(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 import zlib
@@ -14,13 +13,11 @@ from typing import Any, Literal, NamedTuple
 
 from saeval._util import InputError, LineFile, clean_text, counted, os_reason, refuse_pipe, text_checksum
 from saeval.llm.budget import known_dollars
-from saeval.llm.cache import non_default_fields
+from saeval.llm.cache import compact_json, non_default_fields
 from saeval.records import Ledger, Usage
 
 _NOTHING = Usage()
 _SAME = 3  # calls with equal prompt token counts that show that the server truncates prompts
-
-_JSON = json.JSONEncoder(default=non_default_fields, separators=(",", ":"))
 
 log = logging.getLogger("saeval")
 
@@ -104,7 +101,7 @@ def ledger_line(call: Call, now: float, spent: float) -> str:
         facts["spent"] = round(spent, 9)
     if call.reason:
         facts["reason"] = clean_text(call.reason)
-    return _signed(_JSON.encode(facts))
+    return _signed(compact_json(facts))
 
 
 def _verified(line: bytes) -> bytes:

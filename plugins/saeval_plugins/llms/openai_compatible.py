@@ -8,6 +8,7 @@ import math
 import urllib.request
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from http import HTTPStatus
 from itertools import accumulate
 from typing import Any
 
@@ -44,6 +45,8 @@ from saeval_plugins.llms.server_quirks import ServerQuirks
 from saeval_plugins.llms.streams import body_from_stream
 
 _MOST = 20  # maximum alternatives per token that servers return
+_CORRECT_PROXY = "correct HTTP_PROXY or HTTPS_PROXY, or add the host to NO_PROXY"
+_LOG_IN_TO_PROXY = "put user and password into HTTP_PROXY or HTTPS_PROXY, or add the host to NO_PROXY"
 
 
 class OpenAICompatible(LLM):
@@ -168,11 +171,10 @@ class OpenAICompatible(LLM):
             ) from None
         except aiohttp.ClientProxyConnectionError:
             # Without the proxy's address, which may contain a password.
-            raise LLMError(
-                f"{self.model}: cannot reach the proxy for {self.api_base}; correct HTTP_PROXY or HTTPS_PROXY, or add "
-                "the host to NO_PROXY",
-                retryable=True,
-            ) from None
+            what = f"{self.model}: cannot reach the proxy for {self.api_base}; {_CORRECT_PROXY}"
+            raise LLMError(what, retryable=True) from None
+        except aiohttp.ClientHttpProxyError as error:  # the answer to CONNECT, for https
+            raise self._proxy_error(error.status) from None
         except aiohttp.ClientError as error:
             unreachable = isinstance(error, aiohttp.ClientConnectorError)
             remedy = "; start the server, or correct `api_base`" if unreachable else ""
@@ -184,8 +186,16 @@ class OpenAICompatible(LLM):
             return body_from_stream(self.model, answer)
         return parse_reply(self.model, answer)
 
+    def _proxy_error(self, status: int) -> LLMError:
+        needs_login = status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
+        remedy = _LOG_IN_TO_PROXY if needs_login else _CORRECT_PROXY
+        what = f"{self.model}: the proxy for {self.api_base} refused with status {status}; {remedy}"
+        return LLMError(what, retryable=is_transient(status), lasting=needs_login)
+
     def _error(self, response: Any, body: bytes, path: str) -> LLMError:
         status, text = response.status, body.decode(errors="replace")
+        if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+            return self._proxy_error(status)
         if 300 <= status < 400:
             return not_followed(self.model, self.api_base, one_line(response.headers.get("Location", "")))
         message, code = _message_and_code(text)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import socketserver
+import threading
 
 import pytest
 from aiohttp import web
 from fake_server import error, fake_server
 from gateways import BOTH_DOORS, ask, direct, gateway, with_key_and_short_waits
+from saeval_plugins.llms.openai_compatible import OpenAICompatible
 
 from saeval import LLMError
 from saeval.plugin import Refused, Request
@@ -122,6 +125,30 @@ def test_parts_of_a_stream_are_read_as_those_of_a_whole_reply(tmp_path):
 
 
 # --- proxies ---
+
+
+class Refusing(socketserver.BaseRequestHandler):
+    """A proxy that asks for a password."""
+
+    def handle(self):
+        self.request.recv(65536)
+        self.request.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_proxy_that_asks_for_a_password_is_named_as_the_cause(scheme, tmp_path, monkeypatch):
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Refusing) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.server_address[1]}")
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.setenv(name, "")
+        llm = OpenAICompatible(model="m", api_base=f"{scheme}://127.0.0.1:1/v1")
+        (problem,) = ask(gateway(tmp_path, llm, retries=3), Request.of("x"))
+        proxy.shutdown()
+    assert "the proxy for" in str(problem) and "status 407" in str(problem)
+    assert "put user and password into HTTP_PROXY" in str(problem)
+    assert problem.lasting and not problem.retryable
 
 
 def test_unreachable_proxy_is_named_as_the_cause_without_its_password(tmp_path, monkeypatch):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -189,7 +191,17 @@ def ALLOW(command: Callable[..., Any]) -> Callable[..., Any]:  # noqa: N802 - a 
     return env(host(command))
 
 
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def _only_json(ctx: click.Context, _: click.Parameter, value: bool) -> bool:
+    """Leave standard output to `print_json`: what plugins print goes to standard error."""
+    if value:
+        ctx.meta[_OUTPUT] = sys.stdout
+        ctx.with_resource(redirect_stdout(sys.stderr))
+    return value
+
+
+_OUTPUT = "saeval.output"
+# Eager, since plugins may print when they are imported, and other arguments import them.
+JSON = click.option("--json", "as_json", is_flag=True, is_eager=True, callback=_only_json, help="Print JSON.")
 WITHOUT = click.option("--without", multiple=True, metavar="NAMESPACE", help="Skip a plugin package.")
 
 
@@ -252,7 +264,8 @@ def _roles(llms: Sequence[str]) -> dict[str, str]:
 def print_json(value: Any) -> None:
     import json
 
-    click.echo(json.dumps(value, indent=1, default=str))  # in ASCII, so quoted text cannot affect a terminal
+    output = click.get_current_context().meta.get(_OUTPUT)
+    click.echo(json.dumps(value, indent=1, default=str), output)  # in ASCII, so quoted text cannot affect a terminal
 
 
 def print_rows(rows: Sequence[dict[str, str]]) -> None:

@@ -192,6 +192,33 @@ def test_show_preview_and_plugins(saeval, tmp_path):
         assert not server.calls
 
 
+CHATTY = """
+from saeval.plugin import Metric, Score, Scorer
+
+print("chatty: imported")
+
+
+class Chatty(Scorer):
+    name = "chatty"
+    metrics = (Metric("words"),)
+
+    async def score(self, explanation, examples, context):
+        print("chatty: scores", flush=True)
+        return Score(values={"words": 0.5})
+"""
+
+
+@pytest.mark.parametrize("command", [["validate"], ["plan"], ["run", "--out", "run"]])
+def test_json_is_all_that_a_command_prints_whatever_plugins_print(saeval, tmp_path, command):
+    (tmp_path / "chatty.py").write_text(CHATTY)
+    with truthful_server() as server:
+        changes = {"scorers": {"chatty": {"use": "./chatty.py:Chatty"}}, "baselines": [], "measure": []}
+        task = write(tmp_path / "task.yaml", server, **changes)
+        done = saeval(*command, task, "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)
+    assert "chatty: imported" in done.stderr and ("chatty: scores" in done.stderr) == (command[0] == "run")
+
+
 def test_exit_codes_of_a_dead_server_a_spent_budget_and_too_many_failures(saeval, tmp_path):
     with truthful_server() as server:
         priced = {

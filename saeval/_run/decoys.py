@@ -19,26 +19,28 @@ if TYPE_CHECKING:
 _FEWEST = 5
 """Minimum number of usable windows for a decoy latent."""
 
-_TRIED = 64  # number of candidates compared with the latent at a time
-_MOST = 1000  # maximum latents tried to find the candidates: a dictionary may have hundreds of copies of a latent
+_TRIED = 64  # number of candidates compared with the latent
+_MOST = 1024  # maximum latents drawn to find the candidates: a dictionary may have hundreds of copies of a latent
+_READ = 2  # nearest candidates whose firings are read, to compare their usable windows
 _SPREAD = 1.0  # scale of the random term added to the difference of log firings
 _COMPARED = 32  # number of windows compared per latent
 _OFFERED = 4  # windows to choose from per window needed
 _SAME_TOKENS = 0.25  # largest overlap of the firing tokens of both latents
 _TOGETHER = 0.02  # largest share of the rarer latent's firings that may coincide, if chance gives less
-_READ = 512  # latents next to another one, by number of firings, that are considered at first
+_FIRST = 512  # latents next to another one, by number of firings, that are considered at first
 
 
 class Decoys:
     """Adds decoys to records; each decoy is drawn once, although records are rebuilt for every step.
 
-    The decoy latent fires nearly independently of the record's latent, about as often, and on other tokens. Of 64 such
-    latents, drawn at random, it is the one whose firing tokens are most similar in how often they recur between windows
-    and in kind (words, parts of words or punctuation). The windows chosen have firing tokens that match those in the
-    record's windows in number, length and position. No window comes from a document that explains the record's latent,
-    and in none do both latents fire on the same token; apart from that, this latent may fire there, as the decoy latent
-    may in this latent's windows. So neither text nor marks reveal which of the two latents is meant: only an
-    explanation does.
+    The decoy latent fires nearly independently of the record's latent, about as often, and on other tokens. Of 64
+    latents that fire about as often and on other tokens, drawn at random, it is the one whose firing tokens are most
+    similar in how often they recur between windows and in kind (words, parts of words or punctuation): samples of their
+    windows lead to two latents, and the windows that can be used to one. The windows chosen have firing tokens that
+    match those in the record's windows in number, length and position. No window comes from a document that explains
+    the record's latent, and in none do both latents fire on the same token; apart from that, this latent may fire
+    there, as the decoy latent may in this latent's windows. So neither text nor marks reveal which of the two latents
+    is meant: only an explanation does.
 
     Args:
         store: The activation store of the records.
@@ -80,16 +82,9 @@ class Decoys:
             return None
         search = _Search(self._store, self._texts, record)
         profile = profile_of(shown[:: max(1, len(shown) // _COMPARED)], self._kinds, self._threshold)
-        for candidates in self._by_firings.draw(record.latent.index, rng):
-            windows = search.sample(candidates, rng)
-            if not len(windows.ids):
+        for nearest in self._candidates(record.latent.index, profile, search, wanted, rng):
+            if (offered := self._choose(nearest, profile, search, wanted, rng)) is None:
                 continue
-            others = self._profiles(windows, search)
-            distances = np.where(profile.overlap(others) > _SAME_TOKENS, np.inf, profile.distance(others))
-            compared = windows.latents[np.flatnonzero(np.diff(windows.latents, prepend=-1))]
-            if (usable := search.nearest(compared, distances, wanted)) is None:
-                continue
-            offered = usable.take(rng.permutation(len(usable.ids))[: _OFFERED * wanted])
             starts = search.starts(offered)
             lent = rng.permutation(len(shown))[np.arange(min(wanted, len(starts))) % len(shown)]
             rows, columns = marks_in(shown, self._threshold)
@@ -99,6 +94,49 @@ class Decoys:
             chosen = starts[_match_windows(ours[:, lent], theirs, search.window)]
             return int(offered.latents[0]), chosen.astype(self._store.position.dtype).tobytes()
         return None
+
+    def _candidates(
+        self, latent: int, profile: Profiles, search: _Search, wanted: int, rng: np.random.Generator
+    ) -> Iterator[NDArray[np.int64]]:
+        """Yield at least 64 latents at a time that fire on other tokens, as far as there are any; similar ones first."""
+        found: list[NDArray[np.int64]] = []
+        distances: list[NDArray[np.float64]] = []
+        for drawn in self._by_firings.draw(latent, rng):
+            windows = search.sample(drawn, rng)
+            if len(windows.ids):
+                others = self._profiles(windows, search)
+                latents = windows.latents[np.flatnonzero(np.diff(windows.latents, prepend=-1))]
+                distance = profile.distance(others) + np.maximum(0.0, 1 - self._store.firings[latents] / wanted)
+                comparable = np.flatnonzero(~(profile.overlap(others) > _SAME_TOKENS))
+                found.append(latents[comparable])
+                distances.append(distance[comparable])
+            if sum(map(len, found)) >= _TRIED:
+                yield np.concatenate(found)[np.argsort(np.concatenate(distances), kind="stable")]
+                found, distances = [], []
+        if found:
+            yield np.concatenate(found)[np.argsort(np.concatenate(distances), kind="stable")]
+
+    def _choose(
+        self, nearest: NDArray[np.int64], profile: Profiles, search: _Search, wanted: int, rng: np.random.Generator
+    ) -> _Windows | None:
+        """Draw usable windows of the first few latents that fire independently; return those of the most similar one.
+
+        Windows that are missing add to a latent's distance. None if no latent has enough windows.
+        """
+        offered: list[_Windows] = []
+        missing: list[float] = []
+        for latent in nearest.tolist():
+            if (usable := search.usable(latent)) is None:
+                continue
+            offered.append(usable.take(rng.permutation(len(usable.ids))[: _OFFERED * wanted]))
+            missing.append(max(0.0, 1 - len(usable.ids) / wanted))
+            if len(offered) == _READ:
+                break
+        if not offered:
+            return None
+        parts = [windows.take(np.arange(min(_COMPARED, len(windows.ids)))) for windows in offered]
+        others = self._profiles(_Windows(*map(np.concatenate, zip(*parts, strict=True))), search)
+        return offered[int(np.argmin(profile.distance(others) + np.array(missing)))]
 
     def _profiles(self, windows: _Windows, search: _Search) -> Profiles:
         owner = np.cumsum(np.diff(windows.latents, prepend=windows.latents[:1]) != 0)
@@ -146,7 +184,7 @@ class _ByFirings:
         own = float(np.log(max(1, self._firings[latent])))
         low = high = int(np.searchsorted(self._logs, own))
         near = np.empty(0)  # difference plus random term of latents low to high
-        for end in range(_TRIED, _MOST + _TRIED, _TRIED):
+        for end in range(_TRIED, _MOST + 1, _TRIED):
             while True:
                 outside = min(
                     own - self._logs[low - 1] if low > 0 else np.inf,
@@ -155,7 +193,7 @@ class _ByFirings:
                 nearest = np.flatnonzero(near <= outside)  # no latent outside can come before these
                 if len(nearest) >= end or np.isinf(outside):
                     break
-                more = max(_READ, high - low)
+                more = max(_FIRST, high - low)
                 before, after = self._logs[max(0, low - more) : low], self._logs[high : high + more]
                 apart = (np.abs(logs - own) + rng.exponential(_SPREAD, len(logs)) for logs in (before, after))
                 near = np.concatenate([next(apart), near, next(apart)])
@@ -209,34 +247,52 @@ class _Search:
         return self._store.begins_around(windows.latents, windows.ids, firings, self.window)
 
     def sample(self, latents: NDArray[np.int64], rng: np.random.Generator) -> _Windows:
-        """Return up to 32 windows of each latent, evenly spread over the corpus, without reading all of its firings.
+        """Return up to 32 windows of each latent, spread over the corpus, without reading all of its firings.
 
-        Of twice as many firings, those that are the first of their window stand for it, so that windows with
-        many firings are as likely as others. Latents that fire in bursts have fewer windows.
+        Of some firings, those that are the first of their window stand for it, so that windows with many firings are as
+        likely as others. Latents that fire in runs have few such firings, so more of theirs are examined.
         """
+        few, found = self._sample(latents, 2 * _COMPARED, rng)
+        short = (found < _COMPARED // 2) & (self._store.firings[latents] > 2 * _COMPARED)
+        if not short.any():
+            return few
+        more, _ = self._sample(latents[short], _COMPARED // 2 * self.window, rng)
+        enough = few.take(np.flatnonzero(~np.repeat(short, found)))
+        return _Windows(*map(np.concatenate, zip(enough, more, strict=True)))
+
+    def _sample(
+        self, latents: NDArray[np.int64], tried: int, rng: np.random.Generator
+    ) -> tuple[_Windows, NDArray[np.int64]]:
+        """Return up to 32 windows of each latent that begin with one of at most `tried` firings, and their numbers."""
         store = self._store
         begins, ends = store.indptr[latents], store.indptr[latents + 1]
-        n = np.minimum(2 * _COMPARED, ends - begins)
+        n = np.minimum(tried, ends - begins)
         which = np.repeat(np.arange(len(latents)), n)
         rank = np.arange(len(which)) - np.repeat(np.cumsum(n) - n, n)
         step = (ends - begins) / np.maximum(1, n)
-        at = begins[which] + ((rank + rng.random(len(latents))[which]) * step[which]).astype(np.int64)
+        # One at random in each part, since regular steps may be in step with the corpus.
+        at = begins[which] + ((rank + rng.random(len(which))) * step[which]).astype(np.int64)
         at = np.minimum(at, ends[which] - 1)  # a sum may be rounded up to the end
         position = self._checked(latents, at)
         ids, whole = store.window_of(position, self.window)
         start = store.begin_of(ids.astype(np.int64), self.window)
         first = (at == begins[which]) | (store.position[at - 1] < start)
+        first[1:] &= at[1:] != at[:-1]
         low = np.flatnonzero(first if whole is None else first & whole)
         found = np.bincount(which[low], minlength=len(latents))
-        rank, n = np.arange(len(low)) - np.repeat(np.cumsum(found) - found, found), np.repeat(found, found)
-        kept = np.minimum(n, _COMPARED)
-        low = low[(rank + 1) * kept // n > rank * kept // n]
+        kept = np.minimum(found, _COMPARED)
+        rank, n, k = (
+            np.arange(len(low)) - np.repeat(np.cumsum(found) - found, found),
+            found[which[low]],
+            kept[which[low]],
+        )
+        low = low[(rank + 1) * k // n > rank * k // n]
         high, end, stop = at[low] + 1, start[low] + self.window, ends[which[low]]
         growing = np.arange(len(low))
         while len(growing := growing[high[growing] < stop[growing]]):
             growing = growing[store.position[high[growing]] < end[growing]]
             high[growing] += 1
-        return _Windows(latents[which[low]], ids[low].astype(np.int64), at[low], high)
+        return _Windows(latents[which[low]], ids[low].astype(np.int64), at[low], high), kept
 
     def _checked(self, latents: NDArray[np.int64], at: NDArray[np.int64]) -> NDArray[np.integer[Any]]:
         """Return the positions of firings of some latents.
@@ -250,27 +306,7 @@ class _Search:
                 self._store.activations(latent)  # raises the error for the damaged latent
         return position
 
-    def nearest(self, latents: NDArray[np.int64], distances: NDArray[np.float64], wanted: int) -> _Windows | None:
-        """Return the usable windows of the nearest latent that has enough and fires independently; None without one.
-
-        Args:
-            latents: Latents to choose from.
-            distances: Distance of each to this latent; infinite if it is no candidate.
-            wanted: Number of windows wanted; the share that is missing is added to the distance.
-        """
-        best, found = np.inf, None
-        for k in np.argsort(distances, kind="stable").tolist():
-            if not distances[k] < best:
-                break
-            usable = self._usable(int(latents[k]))
-            if usable is None:
-                continue
-            distance = distances[k] + max(0.0, 1 - len(usable.ids) / wanted)
-            if distance < best:
-                best, found = distance, usable
-        return found
-
-    def _usable(self, other: int) -> _Windows | None:
+    def usable(self, other: int) -> _Windows | None:
         """Return the usable windows of a latent; None if there are too few, or it does not fire independently."""
         store = self._store
         position = store.activations(other)[0]

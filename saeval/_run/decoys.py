@@ -98,7 +98,7 @@ class Decoys:
     def _candidates(
         self, latent: int, profile: Profiles, search: _Search, wanted: int, rng: np.random.Generator
     ) -> Iterator[NDArray[np.int64]]:
-        """Yield at least 64 latents at a time that fire on other tokens, as far as there are any; similar ones first."""
+        """Yield at least 64 latents at a time that fire on other tokens, if there are as many; nearest ones first."""
         found: list[NDArray[np.int64]] = []
         distances: list[NDArray[np.float64]] = []
         for drawn in self._by_firings.draw(latent, rng):

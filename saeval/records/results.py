@@ -44,7 +44,8 @@ class CellResult(Documented):
     baseline: str | None = None
     """Name of the baseline if the whole cell is one (`random_sae`, `neurons`); None for a contestant."""
     coder: dict[str, JsonValue]
-    """The coder: plugin, architecture, width, hookpoint, checksum."""
+    """The coder: plugin, architecture, width, hookpoint, and what its files say of its training; `components` has the
+    hashes of the files."""
     subject: str
     """The subject model."""
     corpus: str = ""
@@ -212,7 +213,7 @@ class RunResult(Documented):
     recorded: bool = False
     """Whether a model's replies were played back from a recording; such results are not ranked with live ones."""
     reproducible: bool
-    """Whether every part comes from an installed package, not from a single file."""
+    """Whether no part is synthetic, and every part comes from an installed package, not from a single file."""
     cells: list[CellResult]
     """The leaderboard."""
     measures: list[Measure] = []

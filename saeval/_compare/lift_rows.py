@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from saeval._compare import stats
 from saeval._compare.lifts import Paired, lifts
-from saeval._compare.settings import settings_sha
+from saeval._compare.settings import settings_key
 from saeval._util import counted
 from saeval.records import MAIN, CellResult, FloorSample, ScoreRow
 
@@ -110,7 +110,7 @@ def with_lifts(cells: Sequence[CellResult]) -> tuple[list[CellResult], dict[Key,
 
 def key_of(cell: CellResult, row: ScoreRow) -> Key:
     """Return the key of a cell's row; floors are pooled over rows with the same key."""
-    return row.scorer, row.metric, row.plugin, row.judge, settings_sha(cell, f"scorers.{row.scorer}")
+    return row.scorer, row.metric, row.plugin, row.judge, settings_key(cell, f"scorers.{row.scorer}")
 
 
 def _lifted(rows: Sequence[tuple[str, ScoreRow]]) -> Lifted:

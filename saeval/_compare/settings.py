@@ -13,47 +13,95 @@ from saeval.records import CellResult, PartSettings
 _SHOWN = 4  # options that a text names
 _LONGEST = 40  # characters of a value
 
+_Sides = Mapping[str, Sequence[PartSettings]]
+"""Different settings of one part by the name of their side."""
 
-def settings_sha(cell: CellResult, place: str) -> str:
-    """Return the hash of a part's settings, such as those of `scorers.detection`; empty if unknown."""
+
+def settings_key(cell: CellResult, place: str) -> str:
+    """Return a key of a part's settings and code, such as those of `scorers.detection`; empty if unknown."""
     found = cell.settings.get(place)
-    return "" if found is None else found.sha
+    if found is None:
+        return ""
+    code = {label: sha for label, sha in found.code.items() if sha or label != found.plugin}
+    return json.dumps([found.sha, sorted(code.items())]) if code else found.sha
 
 
 def differing_settings(sides: Mapping[str, Sequence[CellResult]]) -> Iterator[str]:
-    """Yield a text for each part whose settings differ between sides, naming the options and their values.
+    """Yield a text for each part whose plugin, code or settings differ between sides, naming what differs.
 
     A side may have several settings on purpose, on an axis of its matrix, so sides are compared by their sets of
-    settings. Sides without the part, or with unknown settings, are not compared.
+    settings. Sides without the part, or with unknown settings or code, are not compared.
 
     Args:
         sides: Cells by the name of their side.
     """
     for place in dict.fromkeys(place for cells in sides.values() for cell in cells for place in cell.settings):
-        found = {name: _by_sha(cells, place) for name, cells in sides.items()}
+        found = {name: _distinct(cells, place) for name, cells in sides.items()}
         found = {name: parts for name, parts in found.items() if parts}
-        if len({frozenset(parts) for parts in found.values()}) > 1:
-            yield f"{place}: {_difference(found)}"
+        if said := _differences(found):
+            yield f"{place}: {said}"
 
 
-def _by_sha(cells: Sequence[CellResult], place: str) -> dict[str, PartSettings]:
-    return {cell.settings[place].sha: cell.settings[place] for cell in cells if place in cell.settings}
+def _distinct(cells: Sequence[CellResult], place: str) -> list[PartSettings]:
+    parts = [cell.settings[place] for cell in cells if place in cell.settings]
+    return list({(part.plugin, part.sha, tuple(part.code.items())): part for part in parts}.values())
 
 
-def _difference(sides: Mapping[str, Mapping[str, PartSettings]]) -> str:
-    plugins = {name: [part.plugin for part in parts.values()] for name, parts in sides.items()}
-    if _differ(plugins):
+def _differences(sides: _Sides) -> str:
+    """Return what differs between sides; empty if nothing does."""
+    plugins = {name: [part.plugin for part in parts] for name, parts in sides.items()}
+    names = {name: [_without_version(plugin) for plugin in labels] for name, labels in plugins.items()}
+    if _differ(names):  # which have other options, too
         return f"plugin differs: {_said(plugins)}"
+    found = [f"plugin differs: {_said(plugins)}"] if _differ(plugins) else []
+    found += [*_inner_plugins(sides), *_code(sides)]
+    if _differ({name: [part.sha for part in parts] for name, parts in sides.items()}):
+        found += _options(sides)
+        if not found:
+            return f"prompts or files differ ({', '.join(sides)})"
+    return "; ".join(found)
+
+
+def _inner_plugins(sides: _Sides) -> Iterator[str]:
+    """Yield a text for each plugin in the options, such as a wrapped scorer, whose version differs."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for side, parts in sides.items():
+        for part in parts:
+            for label in part.code:
+                if label != part.plugin:
+                    found.setdefault(_without_version(label), {}).setdefault(side, []).append(label)
+    for having in found.values():
+        if _differ(having):
+            yield f"plugin differs: {_said(having)}"
+
+
+def _code(sides: _Sides) -> Iterator[str]:
+    """Yield a text for each plugin whose source files differ under one version, among sides that recorded them."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for side, parts in sides.items():
+        for part in parts:
+            for label, sha in part.code.items():
+                if sha:
+                    found.setdefault(label, {}).setdefault(side, []).append(sha)
+    for label, having in found.items():
+        if _differ(having):
+            yield f"code of {label} differs ({', '.join(having)})"
+
+
+def _options(sides: _Sides) -> list[str]:
+    """Return a text for each option that differs; of many, for the first ones and their number."""
     found = []
-    parts = [part for each in sides.values() for part in each.values()]
+    parts = [part for each in sides.values() for part in each]
     for option in dict.fromkeys(option for part in parts for option in part.options):
-        values = {name: [_text(part.options.get(option)) for part in each.values()] for name, each in sides.items()}
+        values = {name: [_text(part.options.get(option)) for part in each] for name, each in sides.items()}
         if _differ(values):
             found.append(f"{option} differs: {_said(values)}")
-    if not found:
-        return f"prompts or files differ ({', '.join(sides)})"
     more = [f"{counted(len(found) - _SHOWN, 'more option')} differ"] if len(found) > _SHOWN else []
-    return "; ".join([*found[:_SHOWN], *more])
+    return [*found[:_SHOWN], *more]
+
+
+def _without_version(plugin: str) -> str:
+    return plugin.rpartition(" ")[0]
 
 
 def _differ(values: Mapping[str, Sequence[str]]) -> bool:

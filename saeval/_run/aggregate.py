@@ -197,7 +197,7 @@ def _settings(cell: Cell) -> dict[str, PartSettings]:
     scorers = {f"scorers.{label}": step.part for label, step in cell.scorers.items()}
     parts: dict[str, Part[Any]] = {"sampler": cell.sampler, "explainer": cell.explainer.part, **scorers}
     return {
-        name: PartSettings(plugin=part.label, options=part.plugin.model_dump(mode="json"), sha=part.sha)
+        name: PartSettings(plugin=part.label, options=part.plugin.model_dump(mode="json"), sha=part.sha, code=part.code)
         for name, part in parts.items()
     }
 

@@ -32,6 +32,9 @@ class PartSettings(Documented):
     """Its options, defaults included."""
     sha: str
     """Hash of plugin, options, prompts, and contents of files that the options name."""
+    code: dict[str, str] = {}
+    """Hash of the source files of the plugin and of those in its options, by full name and version; empty text for a
+    plugin whose version stands for its code (built in, or from a package index). Runs of earlier versions have none."""
 
 
 class CellResult(Documented):

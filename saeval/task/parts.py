@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from saeval._util import content_hash
 from saeval.llm import Asker, RoleSettings
 from saeval.plugin.base import LLM, ActivationSource, Explainer, Plugin, Sampler, Scorer, Step, Tracker
-from saeval.plugin.registry import Loaded
+from saeval.plugin.registry import BUILT_IN, Loaded
 from saeval.records import MAIN, Measure
 from saeval.task.spec import FindingSpec, plain
 from saeval.task.spec.models import LatentSelection, RunOptions
@@ -44,6 +44,18 @@ class Part(Generic[P]):
     def sha(self) -> str:
         """Hash of plugin, options, prompts, and contents of files that the options name; without the plugin's code."""
         return content_hash(self.loaded.id, self.plugin.fingerprint())
+
+    @property
+    def code(self) -> dict[str, str]:
+        """Hash of the source files of this plugin and of those in its options, by full name and version.
+
+        Empty text for plugins whose version stands for their code: built-in ones, and those from a package index.
+        """
+        built_in = self.loaded.distribution == BUILT_IN
+        found = {self.label: "" if built_in else self.loaded.code or self.loaded.sha or ""}
+        for part in self.nested:
+            found |= part.code
+        return found
 
     @property
     def identity(self) -> JsonValue:

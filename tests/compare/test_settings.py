@@ -12,8 +12,8 @@ from saeval._compare.settings import differing_settings
 from saeval.records import FloorSample, PartSettings
 
 
-def settings(plugin="saeval/detection 0.1.0", sha=None, **options):
-    return PartSettings(plugin=plugin, options=options, sha=sha or str(sorted(options.items())))
+def settings(plugin="saeval/detection 0.1.0", sha=None, code=None, **options):
+    return PartSettings(plugin=plugin, options=options, sha=sha or str(sorted(options.items())), code=code or {})
 
 
 def having(**parts):
@@ -85,11 +85,80 @@ def test_plugins_prompts_and_long_options_that_differ_are_said_briefly():
     )
 
 
+def differences(a, b):
+    return list(differing_settings({"a": [having(scorers__x=a)], "b": [having(scorers__x=b)]}))
+
+
+def test_another_version_of_a_plugin_with_the_same_options_is_named():
+    one, other = (settings(f"acme/purity {version}", batch=5) for version in ("1.0", "1.1"))
+    assert differences(one, one) == []
+    assert differences(one, other) == ["scorers.x: plugin differs: acme/purity 1.0 (a), acme/purity 1.1 (b)"]
+    assert differences(one, settings("acme/purity 1.1", batch=6)) == [
+        "scorers.x: plugin differs: acme/purity 1.0 (a), acme/purity 1.1 (b); batch differs: 5 (a), 6 (b)"
+    ]
+
+
+def test_other_code_under_one_version_is_named_only_if_both_runs_recorded_it():
+    label = "acme/purity 1.0"
+    one, edited, unknown, earlier = (
+        settings(label, code=code) for code in ({label: "1"}, {label: "2"}, {label: ""}, {})
+    )
+    assert differences(one, edited) == ["scorers.x: code of acme/purity 1.0 differs (a, b)"]
+    assert differences(one, one) == differences(one, unknown) == differences(earlier, one) == []
+
+
+def test_another_version_of_a_plugin_in_the_options_is_named():
+    def wrapped(version):
+        return settings("saeval/again 0.1.0", code={"saeval/again 0.1.0": "", f"acme/purity {version}": ""})
+
+    assert (
+        differences(wrapped("1.0"), wrapped("1.0")) == differences(settings("saeval/again 0.1.0"), wrapped("1.0")) == []
+    )
+    assert differences(wrapped("1.0"), wrapped("1.1")) == [
+        "scorers.x: plugin differs: acme/purity 1.0 (a), acme/purity 1.1 (b)"
+    ]
+
+
+_LOCAL = """
+import level
+from saeval.plugin import Metric, Score, Scorer
+
+class Local(Scorer):
+    name = "local"
+    metrics = (Metric("m"),)
+    async def score(self, explanation, examples, context):
+        return Score(values={"m": level.LEVEL})
+"""
+
+
+def test_comparison_of_runs_names_a_scorer_whose_code_was_edited(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "local.py").write_text(_LOCAL)
+    made = {
+        "saeval": 1, "task": "edited", "version": "1.0",
+        "source": {"use": "synthetic", "with": {"n_latents": 4, "documents": 100}},
+        "latents": {"n": 3, "min_windows": 5},
+        "sampler": {"use": "random", "with": {"explain": 5, "score": 5, "non_activating": {"n": 5}}},
+        "explainer": {"use": "top_tokens"}, "scorers": {"x": {"use": f"{tmp_path}/local.py:Local"}},
+    }  # fmt: skip
+    for name, level in (("first", 1.0), ("again", 1.0), ("edited", 0.0)):
+        (tmp_path / "level.py").write_text(f"LEVEL = {level}\n")
+        result = saeval.run(made, out=tmp_path / name)
+        assert result.cells[0].scores[0].value == level
+    (label,) = result.cells[0].settings["scorers.x"].code
+    expected = f"scorers.x: code of {label} differs"
+    warnings = saeval.compare(tmp_path / "first", tmp_path / "edited").warnings
+    assert f"{expected} (A, B); this may cause part of the difference." in warnings
+    notes = saeval.join([tmp_path / "first", tmp_path / "edited"]).notes
+    assert f"{expected} (first, edited); this may cause part of a difference." in notes
+    assert not any("code" in text for text in saeval.compare(tmp_path / "first", tmp_path / "again").warnings)
+
+
 def test_unknown_settings_are_not_compared():
     assert list(differing_settings({"old": [having()], "new": [having(sampler=settings(n=1))]})) == []
 
 
-def test_floors_of_scorers_with_other_options_are_not_pooled():
+def test_floors_of_scorers_with_other_options_or_code_are_not_pooled():
     def scored(name, part):
         sample = FloorSample(
             variant="random_explanation", n=40, own=0.8, value={"a": 0.5, "b": 0.7}[name],
@@ -98,10 +167,14 @@ def test_floors_of_scorers_with_other_options_are_not_pooled():
         row = score_row("detection", 0.8).model_copy(update={"against": sample})
         return cell(name, [row]).model_copy(update={"settings": {"scorers.detection": part}})
 
-    one, other = settings(batch=5), settings(batch=1)
+    label = "saeval/detection 0.1.0"
+    one, other, edited = settings(batch=5), settings(batch=1), settings(batch=5, code={label: "2"})
+    version_alone = settings(batch=5, code={label: ""})
+    cases = {"same": one, "other": other, "edited": edited, "version_alone": version_alone}
     lifts = {
         case: [round(made.scores[0].lift, 6) for made in with_lifts([scored("a", one), scored("b", second)])[0]]
-        for case, second in (("same", one), ("other", other))
+        for case, second in cases.items()
     }
-    assert lifts["other"] == pytest.approx([0.3, 0.1], abs=1e-6)
+    assert lifts["same"] == lifts["version_alone"]
+    assert lifts["other"] == lifts["edited"] == pytest.approx([0.3, 0.1], abs=1e-6)
     assert lifts["same"][0] != pytest.approx(0.3, abs=0.01)

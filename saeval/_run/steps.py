@@ -249,7 +249,7 @@ class Steps:
         arguments = given.explanation, given.examples, context
         plugin = scorer.part.plugin
         made = await _made(plugin, plugin.score, Score, meter, given.examples, *arguments)
-        checked = _checked(made.result, plugin).model_copy(update={"asked": made.result.asked})
+        checked = _checked(made.result, plugin, given.examples).model_copy(update={"asked": made.result.asked})
         return made._replace(result=checked)
 
     def _context(
@@ -366,7 +366,28 @@ async def _guarded(call: Callable[..., Awaitable[R]], kind: type[R], patience: P
         return kind.failed(without_secrets(f"{type(error).__name__}: {error} ({where})"))
 
 
-def _checked(score: Score, scorer: Scorer) -> Score:
-    """Return the score, or a failed one if its values are missing, not finite, or out of range."""
-    trouble = out_of_range(score, scorer.metrics)
+def _checked(score: Score, scorer: Scorer, examples: Examples) -> Score:
+    """Return the score, or a failed one if a value is missing, not finite, or out of range, or a window is unknown.
+
+    Fewer outcomes than windows, and several for one window, are valid: scorers may draw windows or ask repeatedly.
+    """
+    trouble = out_of_range(score, scorer.metrics) or _unknown_window(score, examples)
     return score if trouble is None else Score.failed(f"the scorer gave {trouble}")
+
+
+def _unknown_window(score: Score, examples: Examples) -> str | None:
+    """Return what is wrong with an outcome for a window that the scorer did not get; None if there is none."""
+    judged = [outcome.example for outcome in score.outcomes if outcome.written is None]
+    if score.status != "ok" or not judged:
+        return None
+    given = [*examples.activating, *examples.non_activating]
+    if examples.decoy is not None:
+        given += [*examples.decoy.activating, *examples.decoy.non_activating]
+    known = {window.id for window in given}
+    strange = next((window for window in judged if window not in known), None)
+    if strange is None:
+        return None
+    return (
+        f"an outcome for {strange!r}, which is none of the windows it got; `example` must be the `id` of one, or "
+        "`written` contain the text"
+    )

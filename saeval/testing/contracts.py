@@ -7,6 +7,8 @@ import inspect
 import json
 import re
 import tempfile
+import warnings
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any, TypeVar, get_args
 
 import numpy as np
 
-from saeval._util import LLMError, ParseError, Refused, derive_rng
+from saeval._util import LLMError, ParseError, Refused, counted, derive_rng
 from saeval.activations import ActivationStore, ActivationWriter
 from saeval.plugin.base import (
     LLM,
@@ -51,11 +53,15 @@ R = TypeVar("R")
 S = TypeVar("S", Explanation, Score)
 AnyPlugin = TypeVar("AnyPlugin", bound=Plugin)
 
+_OF_CLASSIFIERS = ("balanced_accuracy", "auroc")
+"""Headline metrics of scorers that judge every window."""
+
 
 def check_scorer(scorer: Scorer, llm: Callable[[], LanguageModel] | None = None, **lent: Any) -> None:
     """Check a scorer: deterministic, no invented answers, values in range, input unchanged.
 
-    Call it from a plain (not async) test.
+    Call it from a plain (not async) test. If the scorer classifies windows, it warns of windows without an outcome or
+    with several, and of outcomes whose `active` contradicts the window.
 
     Args:
         scorer: The scorer.
@@ -81,6 +87,12 @@ def check_scorer(scorer: Scorer, llm: Callable[[], LanguageModel] | None = None,
         Traceback (most recent call last):
         AssertionError: ...
     """
+    for note in scorer_notes(scorer, llm, **lent):
+        warnings.warn(note, stacklevel=2)
+
+
+def scorer_notes(scorer: Scorer, llm: Callable[[], LanguageModel] | None = None, **lent: Any) -> list[str]:
+    """Check a scorer like `check_scorer`, and return what is unusual in its outcomes, but right for some scorers."""
     _check_plugin(scorer)
     assert scorer.metrics, "the scorer declares no metrics"
     explanation = Explanation(text=planted_explanation(0))
@@ -105,6 +117,7 @@ def check_scorer(scorer: Scorer, llm: Callable[[], LanguageModel] | None = None,
             result = score(model)
             assert result.status != "ok" and not result.values, f"{name} replies give a score: {result.values}"
             assert result.reason, f"{name} replies give no reason"
+    return list(_unusual_outcomes(scorer, first, examples))
 
 
 def check_explainer(explainer: Explainer, llm: Callable[[], LanguageModel] | None = None, **lent: Any) -> None:
@@ -477,6 +490,38 @@ def _check_score(scorer: Scorer, score: Score, examples: Examples) -> None:
         assert given, f"the judged window {outcome.example} is not in the examples"
         assert outcome.status == "ok" or (outcome.reason and outcome.predicted is None), (
             f"{outcome.status} with an answer"
+        )
+
+
+def _unusual_outcomes(scorer: Scorer, score: Score, examples: Examples) -> Iterator[str]:
+    """Yield a sentence for each way in which a scorer that classifies windows does not return one outcome for each.
+
+    Scorers with another headline metric, such as `intruder`, draw windows, or ask about several at once.
+    """
+    outcomes = [outcome for outcome in score.outcomes if outcome.written is None]
+    classifies = scorer.metrics[0].name in _OF_CLASSIFIERS
+    if score.status != "ok" or not outcomes or not classifies:
+        return
+    fires = {window.id: window.active for window in (*examples.activating, *examples.non_activating)}
+    replaced = examples.non_activating if "decoy" in scorer.needs() else ()  # by those of the other latent
+    expected = fires.keys() - {window.id for window in replaced}
+    times = Counter((outcome.example, outcome.active) for outcome in outcomes)
+    judged = {outcome.example for outcome in outcomes}
+    if missing := [window for window in fires if window in expected - judged]:
+        yield (
+            f"{len(missing)} of {counted(len(expected), 'window')} have no outcome, such as {missing[0]}, so coverage "
+            "does not count them; unless the scorer draws windows, return one with a `status` and a `reason` where "
+            "there is no answer"
+        )
+    if repeated := [window for (window, _), n in times.items() if n > 1]:
+        yield (
+            f"{counted(len(repeated), 'window')} of {len(fires)} have several outcomes with the same `active`, such as "
+            f"{repeated[0]}; each counts as a window of its own, so intervals are too narrow"
+        )
+    if contradicted := [window for window, active in times if fires.get(window, active) != active]:
+        yield (
+            f"`active` contradicts {counted(len(contradicted), 'window')} of {len(fires)}, such as {contradicted[0]}; "
+            "it is the truth (`window.active`, unless the question is another one), and not the answer"
         )
 
 

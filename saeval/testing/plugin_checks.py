@@ -27,7 +27,7 @@ class Checked:
         kind: Kind of plugin, or `task`.
         name: Its name in task specs.
         status: Whether it satisfies the contract; `unchecked` if it could not be checked.
-        reason: How it violates the contract, or why it was not checked.
+        reason: How it violates the contract, why it was not checked, or what is unusual and may be a mistake.
     """
 
     kind: str
@@ -75,19 +75,21 @@ def _check(loaded: Loaded) -> Checked:
     if lent := sorted(plugin.needs() & {"subject", "coder"}):
         return checked("unchecked", f"needs a source with a {' and a '.join(lent)}; test it with `source=`")
     try:
-        _run_contract(plugin)
+        notes = _run_contract(plugin)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a plugin may raise anything
         name = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
         return checked("failed", f"{name}{error}")
-    return checked("ok")
+    return checked("ok", "; ".join(notes))
 
 
-def _run_contract(plugin: Plugin) -> None:
+def _run_contract(plugin: Plugin) -> list[str]:
+    """Run the contract of a plugin's kind; return what may be a mistake."""
     from saeval import testing
+    from saeval.testing.contracts import scorer_notes
 
     if isinstance(plugin, Scorer):
-        testing.check_scorer(plugin)
-    elif isinstance(plugin, Explainer):
+        return scorer_notes(plugin)
+    if isinstance(plugin, Explainer):
         testing.check_explainer(plugin)
     elif isinstance(plugin, Sampler):
         testing.check_sampler(plugin)
@@ -100,6 +102,7 @@ def _run_contract(plugin: Plugin) -> None:
         testing.check_llm(plugin)
     elif isinstance(plugin, Tracker):
         testing.check_tracker(plugin)
+    return []
 
 
 def _check_task(registry: Registry, name: str, file: Path) -> Checked:

@@ -15,7 +15,7 @@ from root import ROOT
 import saeval
 from saeval import InputError, LLMError, PluginError
 from saeval.cli.group import main
-from saeval.plugin import AUROC, LLM, LogprobReply, Reply, Score, Scorer, Usage, scaffold
+from saeval.plugin import AUROC, LLM, LogprobReply, Outcome, Reply, Score, Scorer, Usage, scaffold
 from saeval.plugin.kinds import KINDS
 from saeval.plugin.registry import Loaded, Registry
 from saeval.task.loader import load_task
@@ -176,6 +176,17 @@ class OutOfRange(Fine):
         return Score(values={"auroc": 2.0})
 
 
+class Fewer(Fine):
+    """Judges two windows."""
+
+    name = "fewer"
+
+    async def score(self, explanation, examples, context):
+        windows = examples.activating[:1] + examples.non_activating[:1]
+        outcomes = tuple(Outcome(example=w.id, active=w.active, predicted=w.active) for w in windows)
+        return Score(values={"auroc": 1.0 if outcomes else 0.5}, outcomes=outcomes)
+
+
 class Raising(Fine):
     """Raises."""
 
@@ -231,8 +242,10 @@ def acme(monkeypatch):
 
 
 def test_every_plugin_is_a_row_with_what_became_of_it(acme):
-    acme(Fine, OutOfRange, Raising, NeedsOptions, GivesOptions, NeedsModel, MissingFile)
+    acme(Fine, Fewer, OutOfRange, Raising, NeedsOptions, GivesOptions, NeedsModel, MissingFile)
     rows = {row.name: (row.status, row.reason) for row in check_package(Registry(), "acme")}
+    status, reason = rows.pop("acme/fewer")
+    assert status == "ok" and "windows have no outcome" in reason
     assert rows == {
         "acme/fine": ("ok", ""),
         "acme/out_of_range": ("failed", "auroc = 2.0 lies outside 0.0 to 1.0"),

@@ -6,6 +6,7 @@ import asyncio
 import csv
 import gc
 import json
+import re
 import time
 
 import pytest
@@ -260,6 +261,34 @@ def test_plugin_that_breaks_costs_its_latents_only(tmp_path, how, reason):
     assert not result.reproducible
     journal = (tmp_path / "run" / "journal.jsonl").read_text()
     assert reason in journal
+
+
+OTHER_WINDOWS = """
+from saeval.plugin import AUROC, Outcome, Score, Scorer, WrittenText
+class Windows(Scorer):
+    name = "windows"
+    metrics = (AUROC,)
+    async def score(self, explanation, examples, context):
+        first = examples.activating[0]
+        one = Outcome(example=first.id, active=True, predicted=True)
+        text = WrittenText(tokens=("a",), activations=(0.0,))
+        written = Outcome(example="text 1", active=True, predicted=False, written=text)
+        strange = one.model_copy(update={"example": f"{first.id}00"})
+        fails = examples.latent.index % 2
+        return Score(values={"auroc": 0.6}, outcomes=(one, one, strange if fails else written))
+"""
+
+
+def test_outcome_for_a_window_that_the_scorer_did_not_get_fails_its_latent_unlike_repeated_and_written_ones(tmp_path):
+    (tmp_path / "other.py").write_text(OTHER_WINDOWS)
+    with truthful_server() as server:
+        scorers = {"windows": {"use": f"{tmp_path}/other.py:Windows"}}
+        changes = {"scorers": scorers, "baselines": [], "leaderboard": {"rank_by": "windows"}, "latents": FIRST}
+        result = saeval.run(spec(server, **changes), out=tmp_path / "run")
+    found = rows(result)["windows"]
+    assert (found.value, found.n, found.failed) == (pytest.approx(0.6), 3, 3)
+    journal = (tmp_path / "run" / "journal.jsonl").read_text()
+    assert re.search(r"the scorer gave an outcome for '\d+:\d+00', which is none of the windows it got", journal)
 
 
 UNFIT_PLUGINS = """

@@ -9,6 +9,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from saeval_plugins.samplers import saeval_samplers
+from saeval_plugins.scorers.detection import Detection
+from saeval_plugins.scorers.fuzzing import Fuzzing
 from saeval_plugins.sources.synthetic import Synthetic
 
 from saeval import InputError, LLMError
@@ -19,6 +21,8 @@ from saeval.plugin import (
     Explanation,
     LatentId,
     LogprobRequest,
+    Metric,
+    Outcome,
     ParseError,
     Reply,
     Request,
@@ -271,6 +275,61 @@ def test_the_scorer_contract_lets_no_exception_pass_for_a_status():
         check_scorer(Global())
     with pytest.raises(AssertionError, match="given model"):
         check_scorer(GoodScorer(), lambda: ScriptedLLM("yes"))
+
+
+class Judging(GoodScorer):
+    """Judges every window rightly, with changes to the outcomes."""
+
+    def changed(self, outcomes):
+        return outcomes
+
+    async def score(self, explanation, examples, context):
+        windows = (*examples.activating, *examples.non_activating)
+        outcomes = [Outcome(example=w.id, active=w.active, predicted=w.active) for w in windows]
+        return Score.of(self.changed(outcomes))
+
+
+class Few(Judging):
+    def changed(self, outcomes):
+        return [outcomes[0], *outcomes[-2:]]
+
+
+class Repeating(Judging):
+    def changed(self, outcomes):
+        return outcomes * 2
+
+
+class Inverted(Judging):
+    def changed(self, outcomes):
+        return [outcome.model_copy(update={"active": not outcome.active}) for outcome in outcomes]
+
+
+class Drawing(Few):
+    metrics = (Metric("found"),)
+
+    async def score(self, explanation, examples, context):
+        score = await super().score(explanation, examples, context)
+        return score.model_copy(update={"values": {"found": 1.0}} if score.status == "ok" else {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "note"),
+    [
+        (Few, r"(\d+) of (\d+) windows have no outcome, such as \d+:\d+, so coverage does not count them"),
+        (Repeating, r"(\d+) windows of \1 have several outcomes with the same `active`"),
+        (Inverted, r"`active` contradicts (\d+) windows of \1, such as"),
+    ],
+)
+def test_the_scorer_contract_warns_of_outcomes_that_are_not_one_true_one_per_window(kind, note):
+    with pytest.warns(UserWarning, match=note) as warned:
+        check_scorer(kind())
+    assert len(warned) == 1 and warned[0].filename == __file__
+
+
+@pytest.mark.parametrize("scorer", [Judging(), Drawing(), Detection(), Fuzzing()])
+def test_scorers_that_judge_every_window_or_draw_some_pass_without_a_warning(scorer, recwarn):
+    check_scorer(scorer)
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 class Raising(GoodScorer):

@@ -28,17 +28,20 @@ from saeval.plugin.base import (
     RunProgress,
     Sampler,
     Scorer,
+    Step,
     Tracker,
 )
 from saeval.records import (
     CellResult,
     Examples,
     Explanation,
+    FillReply,
     FillRequest,
     LanguageModel,
     LatentId,
     LatentRecord,
     Ledger,
+    LogprobReply,
     LogprobRequest,
     Reply,
     Request,
@@ -99,7 +102,7 @@ def scorer_notes(scorer: Scorer, llm: Callable[[], LanguageModel] | None = None,
     examples = make_examples(seed=1)
 
     def score(model: LanguageModel, given: Examples = examples, seed: int = 0) -> Score:
-        with _untouched(given):
+        with _lent(scorer, model) as model, _untouched(given):
             answer = scorer.score(explanation, given, context(model, seed=seed, **lent))
             result = asyncio.run(_made("score", answer, Score))
         _check_score(scorer, result, given)
@@ -145,7 +148,7 @@ def check_explainer(explainer: Explainer, llm: Callable[[], LanguageModel] | Non
     examples = make_examples(seed=2)
 
     def explain(model: LanguageModel) -> Explanation:
-        with _untouched(examples):
+        with _lent(explainer, model) as model, _untouched(examples):
             answer = explainer.explain(examples, context(model, **lent))
             result = asyncio.run(_made("explain", answer, Explanation))
         assert Explanation.model_validate_json(result.model_dump_json()) == result, "the explanation is not JSON"
@@ -446,6 +449,38 @@ def _useless_models() -> dict[str, LanguageModel]:
         "refused": raising(Refused("the model declined")),
         "failing": raising(LLMError("server error 500")),
     }
+
+
+class _NoModel(LanguageModel):
+    """What a step without a role gets in a run; counts requests, because a step may catch the error."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+
+    async def complete(self, request: Request) -> Reply:
+        self.requests += 1
+        raise LLMError("this step declares no llm_role, so it has no language model")
+
+    async def logprobs(self, request: LogprobRequest) -> LogprobReply:
+        self.requests += 1
+        return await super().logprobs(request)
+
+    async def fill(self, request: FillRequest) -> FillReply:
+        self.requests += 1
+        return await super().fill(request)
+
+
+@contextmanager
+def _lent(step: Step, model: LanguageModel) -> Iterator[LanguageModel]:
+    """Lend a model to a step for this context, as in a run: none to a step without a role, which must not ask one."""
+    if step.llm_role is not None:
+        yield model
+        return
+    none = _NoModel()
+    yield none
+    assert not none.requests, (
+        "it asks a language model, but declares no `llm_role`, so it gets none in a run; set `llm_role` in its class"
+    )
 
 
 async def _awaited(method: str, answer: Awaitable[R], kind: type[R]) -> R:

@@ -355,6 +355,30 @@ def test_contracts_take_replies_without_an_answer_and_failed_calls_for_failures_
     check_explainer(RaisingExplainer())
 
 
+class WithoutRole(GoodScorer):
+    async def score(self, explanation, examples, context):
+        if context.llm.can_score:
+            return Score.failed("can score")
+        try:
+            await context.llm.complete(Request.of("hello"))
+        except LLMError as error:
+            return Score.failed(str(error))
+        return Score(values={"balanced_accuracy": 1.0})
+
+
+class ExplainerWithoutRole(RaisingExplainer):
+    llm_role = None
+
+
+def test_contracts_lend_no_model_to_a_step_without_a_role_and_refuse_one_that_asks():
+    with pytest.raises(AssertionError, match="it asks a language model, but declares no `llm_role`"):
+        check_scorer(WithoutRole())
+    with pytest.raises(AssertionError, match="declares no `llm_role`"):
+        check_scorer(WithoutRole(), lambda: ScriptedLLM("yes", lambda prompt, continuation: -1.0))
+    with pytest.raises(AssertionError, match="declares no `llm_role`"):
+        check_explainer(ExplainerWithoutRole())
+
+
 class Inventive(Explainer):
     name = "inventive"
     llm_role = "explainer"

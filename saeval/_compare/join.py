@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from saeval._compare.leaderboard import Leaderboard
-from saeval._compare.lift_rows import with_lifts
+from saeval._compare.lift_rows import Key, Lifted, with_lifts
 from saeval._compare.settings import differing_settings
 from saeval._compare.weighting import Weights, weighted_note, with_weights
 from saeval._util import WIDTH, InputError, aligned, counted, did_you_mean, fold, interval, number, sort_key
@@ -49,12 +49,14 @@ class Joined:
         rank_by: Column that ranks, `scorer.metric`.
         differs: Differences that make the runs' numbers incomparable; empty unless these were allowed.
         notes: Other notes for the reader.
+        pool: The cells that floors are pooled over, by name: those shown, and those that filters hide.
     """
 
     entries: dict[str, Entry]
     rank_by: str
     differs: tuple[str, ...]
     notes: tuple[str, ...]
+    pool: dict[str, Entry]
 
     def __repr__(self) -> str:
         """Return the board as text: one line per cell, with its rank and the ranking column."""
@@ -81,6 +83,8 @@ class Joined:
     def groups(self, facet: str | None) -> dict[str, Leaderboard]:
         """Return one board per value of a facet, or a single one; ranks hold within a board.
 
+        Floors are pooled over the cells with the same value, those that filters hide included.
+
         Raises:
             InputError: If no cell has such a facet.
         """
@@ -94,10 +98,9 @@ class Joined:
         """
         if facet is not None:
             _known(facet, self.entries.values(), "--group-by")
-        values: dict[str, list[CellResult]] = {}
-        for entry in self.entries.values():
-            values.setdefault((entry.facets.get(facet) or "–") if facet else "", []).append(entry.cell)
-        return {value: Leaderboard.of_columns(values[value], columns) for value in sorted(values, key=sort_key)}
+        values, pools = (_by_facet(entries.values(), facet) for entries in (self.entries, self.pool))
+        ordered = sorted(values, key=sort_key)
+        return {value: Leaderboard.of_columns(pools[value], columns, self.entries.keys()) for value in ordered}
 
     def run_of(self, cell: CellResult) -> RunResult:
         """Return the run of one of the cells."""
@@ -141,6 +144,8 @@ def join(
         runs: Run directories, or `results.json` files.
         rank_by: `scorer.metric`, or a scorer for its headline; default: what the runs rank by.
         keep: Filters, `facet=value` each; values of one facet are alternatives, and a cell must match every facet.
+            They choose what is shown and ranked. Floors also come from the hidden cells, except those of runs that are
+            not comparable with the cells shown.
         mixed: Whether to join incomparable runs and mark the board.
         weights: Also show means weighted by `firing_rate` or `energy`.
 
@@ -161,29 +166,62 @@ def join(
     ]
     if not entries:
         raise InputError(f"{', '.join(names)}: no cell has results yet")
-    entries = _kept(entries, keep)
+    every, entries = entries, _kept(entries, keep)
     differs = _differences(entries)
     if differs and not mixed:
         raise InputError(
             f"these runs cannot share a board: {'; '.join(differs)}. Omit some runs, select cells with --filter, "
             "or show them on a board marked as mixed with --mixed"
         )
-    notes = _notes(entries)
+    pool = every if mixed else _comparable(every, entries)
+    entries, lifted = _with_common_lifts(entries, pool)
+    notes = [*_notes(entries), *_hidden_note(entries, lifted)]
     if weights is not None:
         entries = [_with_weights(entry, weights) for entry in entries]
         notes = [*notes, weighted_note(weights)]
-    entries = _with_common_lifts(entries)
-    return Joined({e.cell.cell: e for e in entries}, _rank_by(entries, rank_by), tuple(differs), tuple(notes))
+    shown = {e.cell.cell: e for e in entries}
+    pooled = {e.cell.cell: shown.get(e.cell.cell, e) for e in pool}
+    return Joined(shown, _rank_by(entries, rank_by), tuple(differs), tuple(notes), pooled)
 
 
-def _with_common_lifts(entries: Sequence[Entry]) -> list[Entry]:
-    """Return the entries with lifts whose floors are pooled over all of them, so that all formats show the same."""
-    cells, _ = with_lifts([e.cell for e in entries])
+def _with_common_lifts(shown: Sequence[Entry], pooled: Sequence[Entry]) -> tuple[list[Entry], Mapping[Key, Lifted]]:
+    """Return the entries shown, and lifts by column, with floors pooled over all cells of `pooled`.
+
+    So all formats show the same lifts, with any filter.
+    """
+    cells, lifted = with_lifts([e.cell for e in pooled])
+    by_name = {cell.cell: cell for cell in cells}
     found = []
-    for e, cell in zip(entries, cells, strict=True):
+    for e in shown:
+        cell = by_name[e.cell.cell]
         alone = cell.model_copy(update={"cell": e.facts["cell"]})
         found.append(replace(e, run=e.run.model_copy(update={"cells": [alone]}), cell=cell))
-    return found
+    return found, lifted
+
+
+def _comparable(entries: Sequence[Entry], shown: Sequence[Entry]) -> Sequence[Entry]:
+    """Return the entries without hidden ones of runs that are not comparable with those shown; order is kept."""
+    if len(shown) == len(entries) or not _differences(entries):
+        return entries
+    by_run: dict[str, list[Entry]] = {}
+    for e in entries:
+        by_run.setdefault(e.facts["run"], []).append(e)
+    found = {run for run, cells in by_run.items() if not _differences([*shown, *cells])}
+    names = {e.cell.cell for e in shown}
+    return [e for e in entries if e.facts["run"] in found or e.cell.cell in names]
+
+
+def _hidden_note(shown: Sequence[Entry], lifted: Mapping[Key, Lifted]) -> list[str]:
+    """Return a note on hidden cells that lifts depend on; empty if there are none."""
+    names = {e.cell.cell for e in shown}
+    pooled = [set(of.cells) for of in lifted.values() if not names.isdisjoint(of.cells)]
+    hidden = set().union(*pooled) - names
+    if not hidden:
+        return []
+    return [
+        f"Floors, and whether a judge reads explanations, also come from {counted(len(hidden), 'hidden cell')}; ranks, "
+        "tests and minimum detectable differences are about the cells shown."
+    ]
 
 
 def _with_weights(entry: Entry, weights: Weights) -> Entry:
@@ -215,6 +253,13 @@ def _entry(name: str, run: RunResult, folder: Path, number: int) -> Entry:
     renamed = cell.model_copy(update={"cell": f"{name}:{cell.cell}"})
     one = run.model_copy(update={"run_id": name, "cells": [cell]})
     return Entry(one, renamed, facts, {**facts, **cell.axes}, folder, number)
+
+
+def _by_facet(entries: Iterable[Entry], facet: str | None) -> dict[str, list[CellResult]]:
+    found: dict[str, list[CellResult]] = {}
+    for entry in entries:
+        found.setdefault((entry.facets.get(facet) or "–") if facet else "", []).append(entry.cell)
+    return found
 
 
 def _known(facet: str, entries: Any, option: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, ClassVar
@@ -133,9 +133,20 @@ class Leaderboard:
         return cls.of_columns(found, [rank_by])[rank_by]
 
     @classmethod
-    def of_columns(cls, found: Sequence[CellResult], columns: Iterable[str]) -> dict[str, Leaderboard]:
-        """Rank cells by each of several columns, as `of_cells` does."""
+    def of_columns(
+        cls, found: Sequence[CellResult], columns: Iterable[str], shown: Collection[str] | None = None
+    ) -> dict[str, Leaderboard]:
+        """Rank cells by each of several columns, as `of_cells` does.
+
+        Args:
+            found: The cells; floors are pooled over them, and judges read from them.
+            columns: Ranking columns, as for `of_cells`.
+            shown: Names of the cells to rank and test; default: all.
+        """
         cells, lifted = with_lifts(found)
+        if shown is not None:
+            cells = [cell for cell in cells if cell.cell in shown]
+            lifted = {key: of.only(shown) for key, of in lifted.items() if any(name in shown for name in of.cells)}
         return {column: cls._of(cells, lifted, column) for column in columns}
 
     @classmethod

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from saeval._compare import stats
@@ -75,13 +75,23 @@ class Lifted:
         cells: Names of the cells.
         values: Lifts, positive if better.  [cells]
         covariance: Covariance of their errors.  [cells, cells]
-        reading: Whether the judge's scores depend on explanations.
+        reading: Whether the judge's scores depend on explanations; over all cells, also if only some are shown.
     """
 
     cells: tuple[str, ...]
     values: NDArray[np.float64]
     covariance: NDArray[np.float64]
     reading: Reading
+
+    def only(self, shown: Collection[str]) -> Lifted:
+        """Return the lifts of some of the cells, unchanged."""
+        import numpy as np
+
+        places = [i for i, name in enumerate(self.cells) if name in shown]
+        names = tuple(self.cells[i] for i in places)
+        return replace(
+            self, cells=names, values=self.values[places], covariance=self.covariance[np.ix_(places, places)]
+        )
 
 
 def with_lifts(cells: Sequence[CellResult]) -> tuple[list[CellResult], dict[Key, Lifted]]:

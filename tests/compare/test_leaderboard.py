@@ -17,6 +17,7 @@ from made_run import cell, floor_sample, run_of, score_row
 import saeval
 from saeval import InputError
 from saeval._compare.join import join
+from saeval._util import counted
 from saeval.cli.group import main
 from saeval.report.joined_text import written
 from saeval.results import list_runs
@@ -369,6 +370,63 @@ def test_lifts_of_a_joined_board_are_the_same_in_every_format(tmp_path):
     assert {row["axis.coder"]: float(row["lift"]) for row in rows} == pytest.approx(lifts)
     as_json = json.loads(CliRunner().invoke(main, ["leaderboard", *runs, "-f", "json"]).output)
     assert all(str(round(lift, 6))[:7] in json.dumps(as_json) for lift in lifts.values())
+
+
+def with_floors(folder, scores, **changes):
+    made = []
+    for name, (own, floor) in scores.items():
+        row = score_row("detection", own, 0.02, against=floor_sample(own, floor))
+        made.append(cell(name, [row]).model_copy(update=changes))
+    return write(folder, *made)
+
+
+def shown(runs, **options):
+    joined = join(runs, **options)
+    (board,) = joined.groups(None).values()
+    reading = board.readings["detection"]
+    return joined, {x.cell.cell: (x.cell.scores[0].model_dump(), reading) for x in board.standings}
+
+
+def test_rows_of_a_cell_and_the_verdict_on_its_judge_are_the_same_with_and_without_a_filter(tmp_path):
+    runs = [
+        with_floors(tmp_path / "one", {"a": (0.81, 0.62), "b": (0.66, 0.41)}),
+        with_floors(tmp_path / "two", {"c": (0.74, 0.58)}),
+    ]
+    whole, rows = shown(runs)
+    assert not any("hidden" in note for note in whole.notes)
+    for keep in (["coder=a"], ["coder=b", "coder=c"], ["run=two"]):
+        joined, kept = shown(runs, keep=keep)
+        assert kept == {name: rows[name] for name in joined.entries}
+        assert any(f"from {counted(3 - len(kept), 'hidden cell')}" in note for note in joined.notes)
+    grouped, kept = whole.groups("run"), join(runs, keep=["coder=a", "coder=c"]).groups("run")
+    assert kept["one"].standings[0].cell == next(
+        x.cell for x in grouped["one"].standings if x.cell.cell == "one:coder=a"
+    )
+    assert kept["two"] == grouped["two"]
+    as_csv = CliRunner().invoke(main, ["leaderboard", *map(str, runs), "-f", "csv", "--filter", "coder=b"]).output
+    (row,) = [row for row in csv.DictReader(io.StringIO(as_csv)) if row["scorer"] == "detection"]
+    assert float(row["lift"]) == pytest.approx(rows["one:coder=b"][0]["lift"])
+
+
+def test_ranks_and_minimum_differences_are_about_the_cells_that_a_filter_keeps(tmp_path):
+    run = with_floors(tmp_path / "run", {"a": (0.80, 0.5), "b": (0.70, 0.5), "c": (0.60, 0.5)})
+    (board,) = join([run], keep=["coder=b", "coder=c"]).groups(None).values()
+    assert [(x.cell.axes["coder"], x.rank_text) for x in board.standings] == [("b", "1"), ("c", "2")]
+    (alone,) = join([run], keep=["coder=c"]).groups(None).values()
+    assert alone.smallest_difference is None and board.smallest_difference > 0
+
+
+def test_hidden_runs_that_are_not_comparable_with_the_cells_shown_do_not_count_in_their_floors(tmp_path):
+    one = with_floors(tmp_path / "one", {"a": (0.81, 0.62), "b": (0.66, 0.41)})
+    other = with_floors(tmp_path / "other", {"c": (0.74, 0.2)}, corpus="bbbbbbbbcccc")
+    _, alone = shown([one])
+    _, beside = shown([one, other], keep=["run=one"])
+    assert beside == alone
+    _, part = shown([one, other], keep=["coder=a"])
+    assert part["one:coder=a"] == alone["one:coder=a"]
+    _, mixed = shown([one, other], mixed=True)
+    _, kept = shown([one, other], mixed=True, keep=["run=one"])
+    assert kept == {name: mixed[name] for name in kept} and mixed["one:coder=a"] != alone["one:coder=a"]
 
 
 @pytest.mark.parametrize("suffix", ["", ".lift", ".raw"])

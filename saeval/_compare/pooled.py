@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from fractions import Fraction
 from math import sqrt
 from operator import attrgetter
 from statistics import mean, variance
@@ -239,7 +240,7 @@ def _against(samples: Sequence[FloorSample], repeats: float) -> FloorSample | No
     if not samples:
         return None
     n, answers = (sum(map(attrgetter(name), samples)) for name in ("n", "answers"))
-    own, value = (sum(getattr(s, name) * s.n for s in samples) / n for name in ("own", "value"))
+    own, value = (_weighted_mean(samples, name) for name in ("own", "value"))
     covariance = [repeats * sum(s.covariance[i] * s.n for s in samples) / n for i in range(3)]
     same = sum((s.same or 0.0) * s.answers for s in samples)
     ps = [s.p for s in samples if s.p is not None]
@@ -258,6 +259,12 @@ def _against(samples: Sequence[FloorSample], repeats: float) -> FloorSample | No
             "shared": shared,
         }
     )
+
+
+def _weighted_mean(samples: Sequence[FloorSample], name: str) -> float:
+    """Return a mean over latents, computed exactly: for seeds with equally many, the same digits as `mean`."""
+    total = sum(Fraction(getattr(sample, name)) * sample.n for sample in samples)
+    return float(total / sum(sample.n for sample in samples))
 
 
 def _deciles(shares: Sequence[DecileShares]) -> DecileShares:

@@ -8,7 +8,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from saeval._compare.noise import score_noise
-from saeval._compare.stats import depends_p, interval_method, least_error, mean_interval
+from saeval._compare.stats import depends_p, interval_method, least_error, mean_interval, mean_of
 from saeval.records import MAIN, FloorSample, JudgedWindows, Metric, Score, ScoreRow, WrittenText
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def score_row(
     Args:
         scoring: Facts about the scorer's run.
         metric: The metric.
-        values: The metric by latent, in order of summation.
+        values: The metric by latent, in the order in which it is resampled.
         rng: Random generator for the interval's resamples.
         words: Number of words of each scored explanation, if known.
         floors: Floors besides chance; None for rows of baselines. `lift_rows.with_lifts` adds lifts to the
@@ -127,14 +127,19 @@ def _distribution(values: Values, metric: Metric, rng: np.random.Generator) -> d
     x = np.fromiter(values.values(), dtype=np.float64, count=len(values))
     interval = mean_interval(x, rng, low=metric.low, high=metric.high)
     known = interval if np.isfinite(interval).all() else None
-    return {"value": float(np.mean(x)), "median": float(np.median(x)), "ci95": known, "method": interval_method(len(x))}
+    return {
+        "value": mean_of(values.values()),
+        "median": float(np.median(x)),
+        "ci95": known,
+        "method": interval_method(len(x)),
+    }
 
 
 def _means(metric: Metric, floors: Floors | None) -> dict[str, float]:
     """Return the metric of each baseline, and of chance."""
     if floors is None:
         return {}
-    found = {name: sum(values.values()) / len(values) for name, values in floors.values.items() if values}
+    found = {name: mean_of(values.values()) for name, values in floors.values.items() if values}
     return found if metric.chance is None else {**found, "chance": metric.chance}
 
 
@@ -187,8 +192,8 @@ def _sample(metric: Metric, values: Values, floors: Floors, rng: np.random.Gener
         return FloorSample(
             variant=name,
             n=len(common),
-            own=float(own.mean()),
-            value=float(floor.mean()),
+            own=mean_of(own),
+            value=mean_of(floor),
             covariance=(float(a @ a / df), float(b @ b / df), float(a @ b / df)),
             least_error=least_error(better, metric.low, metric.high),
             p=depends_p(better, rng),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import combinations, permutations
-from math import hypot, inf, isfinite, isnan, sqrt, tanh
+from math import fsum, hypot, inf, isfinite, isnan, sqrt, tanh
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -36,6 +36,11 @@ _DECIMALS = 12  # scores are rounded to these, so that differences by order of s
 
 
 # --- intervals ------------------------------------------------------------------------------------------------
+
+
+def mean_of(values: Collection[float]) -> float:
+    """Return the mean of some values; it does not depend on their order, so equal means have equal digits."""
+    return fsum(values) / len(values)
 
 
 def mean_interval(

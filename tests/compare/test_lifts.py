@@ -16,7 +16,7 @@ from saeval._compare.leaderboard import Leaderboard, _Ranked
 from saeval._compare.lift_rows import Reading, with_lifts
 from saeval._compare.lifts import Paired, _log_likelihood, _pooled, _spread, lifts
 from saeval._compare.pairwise import _few_in_both
-from saeval._compare.pooled import _against
+from saeval._compare.pooled import _against, _means
 from saeval._compare.score_rows import Floors, ScorerRun, score_row as made_row
 from saeval.plugin import derive_rng
 from saeval.records.metrics import BALANCED_ACCURACY, PEARSON, Metric
@@ -383,7 +383,8 @@ def test_verdicts_go_by_the_lower_end(value, interval, said):
 
 def row_of(own, floor, metric=BALANCED_ACCURACY, **floors):
     values = dict(enumerate(own))
-    held = Floors({"other": dict(enumerate(floor))}, **{"uninformed": ("other",), **floors})
+    floor = floor if isinstance(floor, dict) else dict(enumerate(floor))
+    held = Floors({"other": floor}, **{"uninformed": ("other",), **floors})
     return made_row(ScorerRun("detection", "saeval/detection 0.1.0"), metric, values, derive_rng(0), floors=held)
 
 
@@ -403,6 +404,17 @@ def test_a_row_has_the_mean_length_of_the_explanations():
     scoring = ScorerRun("detection", "saeval/detection 0.1.0")
     lengths = [made_row(scoring, BALANCED_ACCURACY, {0: 0.5}, derive_rng(0), words=words) for words in ((3, 4, 8), ())]
     assert [row.explanation_words for row in lengths] == [5.0, None]
+
+
+def test_a_floor_has_the_same_digits_wherever_it_is_shown():
+    for seed in range(20):
+        own, floor = derive_rng(seed).random((2, 45))
+        row, alone = row_of(own, floor), row_of(floor, own)
+        backwards = row_of(own, dict(reversed(list(enumerate(floor)))))
+        assert row.floor["other"] == row.against.value == alone.value == alone.against.own == backwards.floor["other"]
+        rows = [row, row_of(floor, own)]
+        pooled = _against([found.against for found in rows], 1.0)
+        assert pooled.value == _means([found.floor for found in rows])["other"]
 
 
 def test_only_baselines_that_know_nothing_make_a_floor():

@@ -27,7 +27,7 @@ class RunHead:
             `stopped at the cost limit`, `unreadable`.
         task: Name of the task.
         models: The models that the results come from.
-        n: Number of latents with a score in the ranking column, over all contestants.
+        n: Number of latents that the headline is a mean of.
         headline: The ranking column and the best contestant's value.
         reason: Why the run failed or was interrupted, or cannot be read.
     """
@@ -153,7 +153,7 @@ def _state(run: Path) -> dict[str, Any]:
 
 
 def _headline(result: RunResult) -> tuple[int, str]:
-    """Return the number of latents in the ranking column, and the column with the best contestant's value."""
+    """Return the best contestant's number of latents in the ranking column, and the column with its value."""
     column, ranking = split_ranking(result.rank_by)
     rows = [(cell, row) for cell in result.cells if cell.baseline is None for row in cell.scores]
     ranked = [
@@ -166,7 +166,7 @@ def _headline(result: RunResult) -> tuple[int, str]:
     sign = 1 if ranked[0][1].higher_is_better else -1
     by_lift = ranking != "raw" and all(row.lift is not None for _, row in ranked)  # as on boards
     cell, best = max(ranked, key=lambda pair: (pair[1].lift if by_lift else sign * (pair[1].value or 0.0)) or 0.0)
-    return sum(row.n for _, row in ranked), f"{column} {best.value:.3f} ({cell.cell})"
+    return best.n, f"{column} {best.value:.3f} ({cell.cell})"
 
 
 def lines(runs: list[RunHead], width: int) -> Iterator[str]:

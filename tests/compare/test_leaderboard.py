@@ -441,8 +441,21 @@ def test_the_best_cell_is_the_same_in_lists_and_on_boards(tmp_path, suffix):
     )  # fmt: skip
     best = "high" if suffix == ".raw" else "low"
     (head,) = list_runs(tmp_path)
-    assert head.headline == f"detection.balanced_accuracy {rows[best].value:.3f} (coder={best})" and head.n == 96
+    assert head.headline == f"detection.balanced_accuracy {rows[best].value:.3f} (coder={best})" and head.n == 48
     assert f"best coder={best} detection.balanced_accuracy" in repr(saeval.read(run))
+
+
+@pytest.mark.parametrize("best", ["a", "b"])
+def test_list_of_runs_shows_the_number_of_latents_of_the_cell_that_it_names(tmp_path, best):
+    rows = {name: score_row("detection", 0.8 if name == best else 0.6) for name in ("a", "b", "base")}
+    numbers = {"a": 21, "b": 20, "base": 30}
+    cells = [
+        cell(name, [row.model_copy(update={"n": numbers[name]})], "random_sae" if name == "base" else None)
+        for name, row in rows.items()
+    ]
+    write(tmp_path / "run", *cells)
+    listed = CliRunner().invoke(main, ["list", "runs", str(tmp_path)]).output
+    assert f"detection.balanced_accuracy 0.800 (coder={best})  n {numbers[best]}  openai" in listed
 
 
 @pytest.mark.parametrize("place", [".", "seed-7"])

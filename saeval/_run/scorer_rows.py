@@ -62,7 +62,8 @@ def scorer_rows(
             further: dict[str, Any] = {"off": off}
             if place == 0:
                 further["bounds"] = scored.bounds if metric.name in _BY_WINDOW else None
-                further["natural"] = natural_rates(scored.tallies(rates), _known_judge(known), rng)
+                if step.part.plugin.reads_explanation:  # else the rates would be those of another scorer's question
+                    further["natural"] = natural_rates(scored.tallies(rates), _known_judge(known), rng)
                 further["reliability"] = scored.reliability(metric.name)
             if row.value is not None and row.ci95 is not None:
                 extra = shared if place == 0 else 0.0

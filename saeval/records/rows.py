@@ -198,8 +198,8 @@ class ScoreRow(Documented):
     reliability: Annotated[float | None, ColumnStyle(format=".2f", better="higher", missing="", where=WITH_ROOM)] = None
     """Share of the variance of the latents' scores that is not sampling noise of their windows; None if unknown."""
     natural: NaturalRates | None = None
-    """Precision, F1 and IoU at the firing rate in the corpus; None for other metrics, and if windows were not drawn
-    with known probabilities."""
+    """Precision, F1 and IoU at the firing rate in the corpus; None for other metrics, for scorers that do not measure
+    the explanation, and if windows were not drawn with known probabilities."""
     judge: Annotated[str | None, NAME_COLUMN]
     """Model that judged; None for scorers without an LLM."""
     verdict: Annotated[Verdict | None, NAME_COLUMN] = None

@@ -100,6 +100,23 @@ def test_hard_windows_show_breadth_many_times_larger_and_natural_rates_do_not_de
         assert all(row.natural is None for row in cell.scores if row.scorer == "fuzzing")
 
 
+def test_scorers_that_do_not_measure_the_explanation_have_no_natural_rates(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "cache"))
+    spec = {
+        "saeval": 1, "task": "judges", "version": "1", "llms": {"judge": {"model": "oracle/judge"}},
+        "source": {"use": "known", "with": {"documents": 60, "rate": 0.03}}, "latents": {"n": 5, "min_windows": 8},
+        "sampler": {"use": "random", "with": {"explain": 5, "score": 5, "non_activating": {"n": 5}}},
+        "explainer": "known", "measure": [],
+        "scorers": {
+            "detection": {"with": {"mode": "list"}}, "consistency": {"with": {"vary": "repeat"}}, "injection": {},
+        },
+    }  # fmt: skip
+    (cell,) = saeval.run(spec, out=tmp_path / "run").cells
+    scored = {row.scorer: row for row in reversed(cell.scores)}
+    assert scored.keys() == {"detection", "consistency", "injection"} and all(row.windows for row in scored.values())
+    assert {name for name, row in scored.items() if row.natural} == {"detection"}
+
+
 def test_the_source_keeps_its_contract_and_fires_where_its_words_are(tmp_path):
     check_source(Known(documents=20), tmp_path)
     writer = ActivationWriter(tmp_path / "store")

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from saeval._util import InputError, PluginError, StoreError, counted, derive_rng
+from saeval.plugin.registry import BUILT_IN
 from saeval.records import CorpusFiring, Example, Flaw, LatentId, LatentRecord
 
 if TYPE_CHECKING:
@@ -126,13 +127,18 @@ def choose_records(
     # Samplers that read other latents prepare many at a time; for others, one at a time reuses the store's cache of the
     # eligibility check.
     most = 1 if cell.sampler.plugin.reads_one_latent() else _TOGETHER
+    tried = 0
     while some := list(islice(left, min(most, n - len(records)))):
+        tried += len(some)
         cell.sampler.plugin.prepare(store, some)
         for index in some:
             records.add(LatentId(hookpoint, index))
     if not records:
         without = f"; or remove {cell.baseline} from `baselines`" if cell.baseline else ""
-        why = _why_none(store, cell.sampler.plugin.window, wanted.min_windows)
+        if tried and cell.sampler.loaded.distribution != BUILT_IN:
+            why = f"the sampler {cell.sampler.label} returned None for all of {counted(tried, 'latent')}"
+        else:
+            why = _why_none(store, cell.sampler.plugin.window, wanted.min_windows)
         raise InputError(f"cell {cell.name}: {why}{without}")
     eligible = int((store.firings >= wanted.min_windows).sum())
     return records, {"requested": n, "eligible": eligible, "sampled": len(records)}

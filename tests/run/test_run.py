@@ -613,6 +613,18 @@ def test_latents_that_cannot_be_sampled_are_one_clear_sentence(tmp_path):
         saeval.run(spec(server, latents={"min_windows": 5000}), out=tmp_path / "run")
 
 
+def test_sampler_of_a_package_that_finds_no_windows_is_named(tmp_path):
+    (tmp_path / "empty.py").write_text(
+        "from saeval.plugin import Sampler\n\nclass Empty(Sampler):\n    name = 'empty'\n\n"
+        "    def sample(self, store, latent, rng):\n        return None\n"
+    )
+    with (
+        truthful_server() as server,
+        pytest.raises(InputError, match=r"the sampler local/empty .* returned None for all of \d+ latents"),
+    ):
+        saeval.run(spec(server, sampler=f"{tmp_path}/empty.py:Empty"), out=tmp_path / "run")
+
+
 def test_message_about_a_baseline_coder_that_cannot_be_sampled_names_it(tmp_path):
     task = random_task(tmp_path, n_latents=256, window=14, score=5, baselines=[{"use": "neurons", "with": {"k": 24}}])
     with pytest.raises(InputError, match="cell coder=neurons: .*; or remove neurons from `baselines`"):

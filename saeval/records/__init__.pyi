@@ -38,6 +38,7 @@ from saeval.records.metrics import (
     CLASSIFICATION as CLASSIFICATION,
     Metric as Metric,
     mean_ranks as mean_ranks,
+    metrics_mistake as metrics_mistake,
     pearson as pearson,
     spearman as spearman,
 )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import nan
-from typing import TYPE_CHECKING, NamedTuple
+from math import isnan, nan
+from numbers import Real
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +40,48 @@ class Metric:
     def meets(self, mean: float) -> bool:
         """Check whether a mean lies in the interval `wanted`; true if there is none."""
         return self.wanted is None or self.wanted[0] <= mean <= self.wanted[1]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isnan(value)
+
+
+def _is_pair(value: object) -> TypeGuard[Sequence[float]]:
+    return isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_number, value))
+
+
+def _mistake(metric: Metric) -> str | None:
+    """Return what is wrong with a metric's fields, and what to write; None if nothing."""
+    if not isinstance(metric.name, str) or not metric.name.strip():
+        return f"has the name {metric.name!r}; write a text that is not blank"
+    for field, none in (("low", "-math.inf"), ("high", "math.inf")):
+        if not _is_number(value := getattr(metric, field)):
+            return f"has {field}={value!r}; write a number, or {field}={none} if there is no limit"
+    if not metric.low < metric.high:
+        return f"has low={metric.low} and high={metric.high}; write a low below its high"
+    chance = metric.chance
+    if chance is not None and not (_is_number(chance) and metric.low <= chance <= metric.high):
+        return f"has chance={chance!r}; write a number from {metric.low} to {metric.high}, its low and high, or None"
+    wanted: object = metric.wanted
+    if wanted is not None and not (_is_pair(wanted) and wanted[0] <= wanted[1]):
+        return f"has wanted={wanted!r}; write the ends of an interval, such as wanted=(0.4, 0.6), or None"
+    if metric.higher_is_better not in (True, False, None):
+        return f"has higher_is_better={metric.higher_is_better!r}; write True, False or None"
+    return None
+
+
+def metrics_mistake(metrics: object) -> str | None:
+    """Return what is wrong with the metrics that a scorer declares, and what to write; None if nothing."""
+    if not isinstance(metrics, tuple | list) or not metrics or not all(isinstance(m, Metric) for m in metrics):
+        return f"has the metrics {metrics!r}, but `metrics` has to be a tuple of one or more Metric"
+    for metric in metrics:
+        if mistake := _mistake(metric):
+            return f"has a metric {metric.name!r} that {mistake}"
+    names = [metric.name for metric in metrics]
+    if len({*names}) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        return f"has more than one metric named {twice!r}; write another name for each"
+    return None
 
 
 BALANCED_ACCURACY = Metric("balanced_accuracy", chance=0.5)

@@ -12,7 +12,7 @@ from saeval._util import InputError, Located, PluginError, did_you_mean, without
 from saeval.llm import RoleSettings
 from saeval.plugin.base import Need, Plugin, Scorer, Step, Tracker, kind_of
 from saeval.plugin.registry import BUILT_IN, MISSING, Loaded, Registry, options_error
-from saeval.records import Metric
+from saeval.records import metrics_mistake
 from saeval.task.parts import Part, RolePart, StepPart
 from saeval.task.spec.document import KeyPath, SpecDocument
 from saeval.task.spec.models import OPTION_KEYS, STEP_KEYS, PartSpec, RoleSpec, Spec, as_part
@@ -211,10 +211,8 @@ def _mistake(plugin: Plugin, *, fingerprint: bool) -> str | None:
         role: object = plugin.llm_role
         if role is not None and not isinstance(role, str):
             return f"has the llm_role {role!r}, but `llm_role` has to be the name of a role, or None"
-    if isinstance(plugin, Scorer):
-        metrics: object = plugin.metrics
-        if not isinstance(metrics, tuple | list) or not metrics or not all(isinstance(m, Metric) for m in metrics):
-            return f"has the metrics {metrics!r}, but `metrics` has to be a tuple of one or more Metric"
+    if isinstance(plugin, Scorer) and (mistake := metrics_mistake(plugin.metrics)):
+        return mistake
     if fingerprint:
         try:
             TypeAdapter(JsonValue).validate_python(plugin.fingerprint())

@@ -48,6 +48,7 @@ from saeval.records import (
     RunResult,
     Score,
     ScoreRow,
+    metrics_mistake,
 )
 from saeval.testing.planted import planted_explanation, planted_tokens, rule_explainer, rule_judge
 from saeval.testing.toys import ScriptedLLM, context, make_examples
@@ -97,7 +98,8 @@ def check_scorer(scorer: Scorer, llm: Callable[[], LanguageModel] | None = None,
 def scorer_notes(scorer: Scorer, llm: Callable[[], LanguageModel] | None = None, **lent: Any) -> list[str]:
     """Check a scorer like `check_scorer`, and return what is unusual in its outcomes, but right for some scorers."""
     _check_plugin(scorer)
-    assert scorer.metrics, "the scorer declares no metrics"
+    mistake = metrics_mistake(scorer.metrics)
+    assert mistake is None, f"the scorer {mistake}"
     explanation = Explanation(text=planted_explanation(0))
     examples = make_examples(seed=1)
 

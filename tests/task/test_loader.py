@@ -86,6 +86,61 @@ def test_plugin_that_breaks_is_a_mistake_of_the_spec_before_anything_is_paid(tmp
     assert problem.startswith("scorers.x: the plugin local/own ") and sentence in problem
 
 
+METRICS = """
+import math
+from saeval import Metric, Score, Scorer
+class Own(Scorer):
+    name = "own"
+    upper: float = 1.0
+    @property
+    def metrics(self):
+        return METRICS
+    async def score(self, explanation, examples, context):
+        return Score(values={"hits": 0.5})
+"""
+
+
+@pytest.mark.parametrize(
+    ("metrics", "sentence"),
+    [
+        ('[Metric("hits", low=None)]', "a metric 'hits' that has low=None; write a number, or low=-math.inf if there"),
+        (
+            '[Metric("hits", high="1")]',
+            "'hits' that has high='1'; write a number, or high=math.inf if there is no limit",
+        ),
+        ('[Metric("hits", low=math.nan)]', "'hits' that has low=nan; write a number"),
+        ('[Metric("hits", high=self.upper)]', "'hits' that has low=0.0 and high=-1.0; write a low below its high"),
+        ('[Metric("hits", chance="a half")]', "'hits' that has chance='a half'; write a number from 0.0 to 1.0"),
+        ('[Metric("hits", chance=7)]', "'hits' that has chance=7; write a number from 0.0 to 1.0"),
+        ('[Metric("hits", wanted=0.5)]', "'hits' that has wanted=0.5; write the ends of an interval"),
+        ('[Metric("hits", wanted=(0.9, 0.1))]', "'hits' that has wanted=(0.9, 0.1); write the ends of an interval"),
+        (
+            '[Metric("hits", higher_is_better="yes")]',
+            "'hits' that has higher_is_better='yes'; write True, False or None",
+        ),
+        ('[Metric("hits"), Metric(" ")]', "a metric ' ' that has the name ' '; write a text that is not blank"),
+        (
+            '[Metric("hits"), Metric("hits", high=2)]',
+            "has more than one metric named 'hits'; write another name for each",
+        ),
+    ],
+)
+def test_malformed_metric_is_a_mistake_of_the_spec_that_says_what_to_write(tmp_path, metrics, sentence):
+    (tmp_path / "own.py").write_text(METRICS.replace("METRICS", metrics))
+    scorer = {"use": f"{tmp_path}/own.py:Own", "with": {"upper": -1.0}}
+    with pytest.raises(SpecError) as error:
+        load_task({**odd_task(tmp_path), "scorers": {"x": scorer}}, registry=Registry())
+    (problem,) = error.value.problems
+    assert problem.startswith("scorers.x: the plugin local/own has ") and sentence in problem
+
+
+def test_metric_without_limits_is_well_formed(tmp_path):
+    metrics = '(Metric("hits", low=-math.inf, high=math.inf, chance=0, wanted=[0.4, 0.6], higher_is_better=None),)'
+    (tmp_path / "own.py").write_text(METRICS.replace("METRICS", metrics))
+    scorer = {"use": f"{tmp_path}/own.py:Own"}
+    assert load_task({**odd_task(tmp_path), "scorers": {"x": scorer}}, registry=Registry()).cells
+
+
 def test_explainer_whose_measure_has_the_name_of_a_fact_about_the_coder_is_refused(tmp_path):
     with pytest.raises(SpecError, match="explainer: local/l0 has a measure 'l0', which is a fact about the coder"):
         load_task(odd_task(tmp_path, explainer={"use": f"{tmp_path}/odd.py:L0"}), registry=Registry())

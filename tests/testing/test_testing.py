@@ -236,6 +236,10 @@ class UnknownNeed(GoodScorer):
         return frozenset({"money"})
 
 
+class LimitOfText(GoodScorer):
+    metrics = (Metric("balanced_accuracy", high="1"),)
+
+
 class Plain(GoodScorer):
     def score(self, explanation, examples, context):
         return Score(values={"balanced_accuracy": 0.5})
@@ -260,6 +264,7 @@ class Number(GoodScorer):
         (CautionsOfText, "not a list of sentences"),
         (NeedsOfList, "not a frozenset"),
         (UnknownNeed, "'money'"),
+        (LimitOfText, "has high='1'; write a number"),
         (Plain, "`score` is not async; write `async def score`"),
         (Number, "`score` returned float instead of Score"),
     ],

@@ -129,6 +129,7 @@ from saeval._util.text import (
 )
 from saeval._util.user_errors import complaint as complaint, field_names as field_names, model_in as model_in
 from saeval._util.watchdog import (
+    NotAsync as NotAsync,
     Patience as Patience,
     PluginExit as PluginExit,
     check_memory as check_memory,

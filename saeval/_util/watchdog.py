@@ -29,6 +29,10 @@ class PluginExit(SaevalError):
     """Raised if a plugin exits or cancels itself; only its own work fails then, not the run."""
 
 
+class NotAsync(PluginExit):
+    """Raised if a plugin's method returns something that cannot be awaited, as it will in each call."""
+
+
 class Patience:
     """Timer for hanging plugins; restarts at every sign of progress, and pauses while a model is being asked.
 
@@ -95,14 +99,14 @@ async def contained(method: Callable[..., Awaitable[T]], *arguments: Any) -> T:
     """Call a plugin's method and wait for it.
 
     Raises:
-        PluginExit: If the method is not async, or it raised `SystemExit`, a panic of another language, or
-            `CancelledError` without being cancelled.
+        NotAsync: If the method is not async.
+        PluginExit: If it raised `SystemExit`, a panic of another language, or `CancelledError` without being cancelled.
     """
     try:
         call = method(*arguments)
         if not inspect.isawaitable(call):
             name = getattr(method, "__name__", "method")
-            raise PluginExit(f"the plugin's `{name}` is not async; write `async def {name}`")
+            raise NotAsync(f"the plugin's `{name}` is not async; write `async def {name}`")
         return await call
     except (Exception, KeyboardInterrupt, GeneratorExit):
         raise

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import cache, lru_cache
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from saeval._util import clean, may_hold_values, without_values
-from saeval.records import FillReply, LogprobReply, Message, Reply, Request, TokenLogprobs
+from saeval._util import LLMError, NotAsync, PluginExit, clean, contained, may_hold_values, without_values
+from saeval.records import FillReply, LogprobReply, Message, Reply, Request, TokenLogprobs, Usage
 
 V = TypeVar("V")
 
@@ -69,6 +70,33 @@ def _begun(asker: str, before: str, turns: tuple[Message, ...]) -> tuple[hashlib
 
 def _hash(text: str) -> hashlib.blake2b:
     return hashlib.blake2b(text.encode(), digest_size=16)
+
+
+async def asked(model: str, ask: Callable[[Any], Awaitable[V]], request: Any, shape: type[V]) -> V:
+    """Ask a plugin, and return its answer if it is one.
+
+    Args:
+        model: The model as the spec names it, which begins with the plugin's name.
+        ask: The plugin's method.
+        request: The request.
+        shape: Class of the answer.
+
+    Raises:
+        LLMError: If the method is not async, or returned something else.
+    """
+    try:
+        answer = await contained(ask, request)
+    except PluginExit as error:
+        raise LLMError(f"{model}: {error}", lasting=isinstance(error, NotAsync)) from error
+    is_answer = isinstance(answer, shape)  # in a variable, since mypy would narrow the type
+    if not is_answer:
+        returned = f"returned {type(answer).__name__} instead of {shape.__name__}"
+        raise LLMError(f"{model}: the plugin {returned}", lasting=True)
+    usage: object = getattr(answer, "usage", None)
+    if not isinstance(usage, Usage):
+        returned = f"returned {shape.__name__} with a usage of type {type(usage).__name__} instead of Usage"
+        raise LLMError(f"{model}: the plugin {returned}", lasting=True)
+    return answer
 
 
 def writable(reply: Reply) -> Reply:

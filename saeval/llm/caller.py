@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from saeval._util import LLMError, PluginExit, Refused, contained
-from saeval.llm.answers import writable
+from saeval._util import LLMError, Refused
+from saeval.llm.answers import asked, writable
 from saeval.llm.budget import Budget, known_dollars
 from saeval.llm.concurrency import AdaptiveLimiter, Limiter
 from saeval.llm.pricing import Pricing
@@ -216,18 +216,12 @@ class Caller:
             work.in_flight = not self._llm.in_process
             try:
                 async with self._timeout.running():
-                    answer = await contained(ask, request)
+                    answer: A = await asked(self._model, ask, request, question.shape)
             except TimeoutError:
                 what = f"{self._model}: no answer within {self._settings.timeout:g} s"
                 raise LLMError(what, retryable=True) from None
-            except PluginExit as error:
-                raise LLMError(f"{self._model}: {error}") from error
             self._timeout.answered()
             self._waits.heard()
-            is_answer = isinstance(answer, question.shape)  # in a variable, since mypy would narrow the type
-            if not is_answer:
-                what = f"returned {type(answer).__name__} instead of {question.shape.__name__}"
-                raise LLMError(f"{self._model}: the plugin {what}", lasting=True)
             if isinstance(answer, Reply):
                 answer = writable(answer)
                 self._check(answer)

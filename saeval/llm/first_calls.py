@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from saeval._util import InputError, LLMError, Refused
+from saeval.llm.answers import asked
 from saeval.llm.budget import Budget, known_dollars
 from saeval.llm.closing import close
 from saeval.llm.ledger import Call, CallLedger, Earlier
 from saeval.llm.retries import Attempts
 from saeval.llm.role import Asker
-from saeval.records import LogprobRequest, Message, Reply, Request, Usage
+from saeval.records import LogprobReply, LogprobRequest, Message, Reply, Request, Usage
 
 PROBE = "Answer with the word ok."
 _SCORED = LogprobRequest(("A first",), (" word",))
@@ -43,8 +44,8 @@ async def try_models(
     Raises:
         InputError: If a model does not answer, or its price is unknown although there is a spending limit.
     """
-    asked = [asker for asker in askers if not (asker.llm.in_process or asker.llm.batches)]
-    new = [asker for asker in asked if (asker.role, asker.model) not in earlier.tried]
+    remote = [asker for asker in askers if not (asker.llm.in_process or asker.llm.batches)]
+    new = [asker for asker in remote if (asker.role, asker.model) not in earlier.tried]
     try:
         usages = await asyncio.gather(*(_tried(asker, log, patience, tell) for asker in new))
     finally:
@@ -54,7 +55,7 @@ async def try_models(
     for usage in usages:
         budget.spent += known_dollars(usage)
     if budget.limit is not None and not unpriced:
-        for asker in asked:
+        for asker in remote:
             _refuse_unknown_price(asker, told, earlier)
 
 
@@ -113,9 +114,10 @@ async def _asked(asker: Asker) -> Reply:
     try:
         async with asyncio.timeout(settings.timeout):
             if llm.can_score:
-                return Reply("", (await llm.logprobs(_SCORED)).usage)
+                scored = await asked(asker.model, llm.logprobs, _SCORED, LogprobReply)
+                return Reply("", scored.usage)
             request = Request((Message("user", PROBE),), max_tokens=_TOKENS, temperature=settings.temperature)
-            return await llm.complete(request)
+            return await asked(asker.model, llm.complete, request, Reply)
     except TimeoutError:
         what = f"{asker.model}: no answer within {settings.timeout:g} s"
         raise LLMError(what, retryable=True) from None

@@ -86,6 +86,7 @@ from saeval.plugin.base import (
     Scorer as Scorer,
     Step as Step,
     Tracker as Tracker,
+    load_coder as load_coder,
 )
 from saeval.plugin.hookspecs import hookimpl as hookimpl
 from saeval.plugin.judge import REFERENCES as REFERENCES, Judge as Judge, Question as Question

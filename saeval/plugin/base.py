@@ -321,6 +321,28 @@ class Coder(Plugin):
         """
 
 
+def load_coder(coder: Coder, device: str, d_in: int) -> SparseCoder:
+    """Load a coder's weights, for sources whose options name a coder.
+
+    Args:
+        coder: The coder.
+        device: Torch device to put them on.
+        d_in: Width of the activations at the hookpoint.
+
+    Raises:
+        InputError: If its `load` returned something else than a `SparseCoder`, or raised this itself.
+    """
+    from saeval.models import SparseCoder
+
+    loaded: object = coder.load(device, d_in)
+    if not isinstance(loaded, SparseCoder):
+        raise InputError(
+            f"the coder {type(coder).name!r}: its `load` returned {type(loaded).__name__} instead of SparseCoder; "
+            "return a LinearCoder, a ModuleCoder, or an object of a class that derives from SparseCoder"
+        )
+    return loaded
+
+
 class Sampler(Plugin):
     """Chooses the windows that explain a latent and separate ones that score it (paper §3.1)."""
 

@@ -16,8 +16,9 @@ from typing import Any, TypeVar, get_args
 
 import numpy as np
 
-from saeval._util import LLMError, ParseError, Refused, counted, derive_rng
+from saeval._util import LLMError, ParseError, Refused, StoreError, counted, derive_rng
 from saeval.activations import ActivationStore, ActivationWriter
+from saeval.models import SparseCoder
 from saeval.plugin.base import (
     LLM,
     ActivationSource,
@@ -256,7 +257,8 @@ def check_coder(coder: Coder, d_in: int) -> None:
     import torch
 
     _check_plugin(coder)
-    sae = coder.load("cpu", d_in)
+    sae: object = coder.load("cpu", d_in)
+    assert isinstance(sae, SparseCoder), _wrong("load", sae, SparseCoder)
     assert sae.d_in == d_in, f"it reads {sae.d_in} features instead of {d_in}"
     x = torch.from_numpy(derive_rng(0, "check_coder").normal(size=(17, d_in)).astype(np.float32))
     before = x.clone()

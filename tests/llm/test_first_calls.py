@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 from itertools import count
+from typing import ClassVar
 
 import pytest
 from aiohttp import web
@@ -14,6 +17,8 @@ from planted_run import spec, truthful, truthful_server
 import saeval
 from saeval import InputError
 from saeval.cli import main
+from saeval.llm import Asker, Budget, CallLedger, Earlier, RoleSettings, try_models
+from saeval.plugin import LLM, Reply
 
 SMALL = {"latents": {"n": 2, "min_windows": 20}, "baselines": [], "scorers": {"detection": {}}}
 
@@ -284,3 +289,56 @@ def test_servers_of_one_identity_share_answers_whatever_their_address(tmp_path):
             role = {"model": "openai_compatible/rules", "api_base": server.url, "identity": "ours"}
             saeval.run(spec(server, **SMALL, llms={"explainer": role, "judge": role}), out=tmp_path / "run")
         assert first.calls and not second.calls
+
+
+class Odd(LLM):
+    """A plugin whose answers are of another type than they should be."""
+
+    name = "odd"
+    answer: ClassVar[object] = "yes"
+
+    async def complete(self, request):
+        return self.answer
+
+
+class Nothing(Odd):
+    answer = None
+
+
+class Unpaid(Odd):
+    answer = Reply("yes", usage=None)
+
+
+class Plain(Odd):
+    def complete(self, request):
+        return Reply("yes")
+
+
+class Listing(Odd):
+    @property
+    def can_score(self):
+        return True
+
+    async def logprobs(self, request):
+        return [[(-1.0,)]]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (Odd, "odd/m: the plugin returned str instead of Reply"),
+        (Nothing, "odd/m: the plugin returned NoneType instead of Reply"),
+        (Plain, "odd/m: the plugin's `complete` is not async; write `async def complete`"),
+        (Unpaid, "odd/m: the plugin returned Reply with a usage of type NoneType instead of Usage"),
+        (Listing, "odd/m: the plugin returned list instead of LogprobReply"),
+    ],
+)
+def test_plugin_whose_first_answer_is_no_answer_is_told_what_to_return(tmp_path, kind, said):
+    asker = Asker("judge", kind(model="m"), "odd/m", RoleSettings())
+
+    async def first_call():
+        log, earlier = CallLedger(tmp_path / "calls.jsonl"), Earlier(frozenset(), frozenset(), {})
+        await try_models([asker], log, Budget(None), earlier, patience=0, unpriced=True, tell=print)
+
+    with pytest.raises(InputError, match=re.escape(f"judge: {said}; nothing was collected yet")):
+        asyncio.run(first_call())

@@ -534,7 +534,7 @@ class ToyCoder(Coder):
                     latents = latents + 1
                 return Sparse(rows, latents, values)
 
-        return Toy()
+        return torch.eye(d_in) if fault == "tensor" else Toy()
 
 
 @pytest.mark.parametrize(
@@ -546,6 +546,7 @@ class ToyCoder(Coder):
         ("infinite", "finite"),
         ("unordered", "ascend"),
         ("latents", "out of range"),
+        ("tensor", "`load` returned Tensor instead of SparseCoder"),
     ],
 )
 def test_the_coder_contract_catches(fault, complaint):

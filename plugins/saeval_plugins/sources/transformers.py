@@ -23,6 +23,7 @@ from saeval.plugin import (
     Subject,
     content_hash,
     encoding_pass,
+    load_coder,
     special_ids,
     token_bytes,
     token_strings,
@@ -186,7 +187,7 @@ class Transformers(ActivationSource):
     @cached_property
     def _weights(self) -> SparseCoder:
         coder = self._complete(self._live()) if self.coder.incomplete() else self.coder
-        return coder.load("cpu", coder.width() or self.subject().width)
+        return load_coder(coder, "cpu", coder.width() or self.subject().width)
 
     def _complete(self, live: LiveModel, data: TokenDataset | None = None) -> Coder:
         """Return the coder; for an incomplete baseline, measure what is missing on the coder that it replaces."""
@@ -205,7 +206,7 @@ class Transformers(ActivationSource):
         point = _hookpoint(original, live)
         data = data or self._corpus.tokenize(live.tokenizer, live.vocabulary)
         found = [x.flatten(0, 1)[mask.flatten()].cpu() for x, mask in _samples(live, point, data, self._sampled)]
-        return original.coder.load("cpu", live.width(point)), torch.cat(found)
+        return load_coder(original.coder, "cpu", live.width(point)), torch.cat(found)
 
     def _width_and_l0(self, live: LiveModel, data: TokenDataset | None = None) -> MadeFor:
         """Return width and L0 of the coder that this baseline replaces, from its files or measured on the corpus."""
@@ -219,7 +220,7 @@ class Transformers(ActivationSource):
         def measure() -> dict[str, NDArray[np.float64]]:
             tokens = data or self._corpus.tokenize(live.tokenizer, live.vocabulary)
             point = _hookpoint(original, live)
-            coder = original.coder.load(live.device, live.width(point))
+            coder = load_coder(original.coder, live.device, live.width(point))
             return {
                 "latents": np.array(coder.n_latents, float),
                 "l0": np.array(_l0(coder, live, point, tokens, self._sampled)),
@@ -408,7 +409,7 @@ class _Reading:
             raise _mismatch(conflicts)
         width = live.width(self.point)
         coder = source._complete(live, data)
-        self.coder: SparseCoder = coder.load(live.device, width)
+        self.coder: SparseCoder = load_coder(coder, live.device, width)
         if self.coder.d_in != width:
             raise _width_mismatch(self.coder.d_in, str(self.point), live.name, width)
         self.data = data

@@ -728,3 +728,18 @@ def test_latents_that_were_not_collected_have_no_measures_and_cannot_be_listed(l
     assert set(again.cells[0].measures) == {"d_sae"}
     with pytest.raises(InputError, match=r"\[4\] are not among the 4 latents that were collected"):
         saeval.run({**recorded, "latents": {"select": "list", "indices": [3, 4]}}, out=tmp_path / "other")
+
+
+@pytest.mark.parametrize(("weights", "kind"), [(torch.eye(D), "Tensor"), (None, "NoneType")])
+def test_coder_that_loads_something_else_is_named_with_what_it_returned(source, tmp_path, weights, kind):
+    class Matrix(Coder):
+        name = "matrix"
+
+        def load(self, device, d_in):
+            return weights
+
+    odd = source.model_copy(update={"coder": Matrix(), "hookpoint": "layers.1"})
+    with pytest.raises(InputError, match=f"the coder 'matrix': its `load` returned {kind} instead of SparseCoder"):
+        collect(odd, tmp_path / "store")
+    with pytest.raises(InputError, match=f"the coder 'matrix': its `load` returned {kind} instead of SparseCoder"):
+        odd.weights()

@@ -102,7 +102,10 @@ def collect_pass(
     plugins, paths = [part.plugin for part in sources], [store_path(part) for part in sources]
     with _in_cache():
         paths[0].parent.mkdir(parents=True, exist_ok=True)
-        writers = [ActivationWriter(path, progress=progress, share=share) for path in paths]
+        writers = [
+            ActivationWriter(path, progress=progress, share=share, source=part.loaded.id)
+            for part, path in zip(sources, paths, strict=True)
+        ]
         type(plugins[0]).collect_many(plugins, writers)
         for source, path, writer in zip(plugins, paths, writers, strict=True):
             if source.synthetic:

@@ -156,7 +156,7 @@ class ActivationSource(Plugin):
 
     @abstractmethod
     def collect(self, writer: ActivationWriter) -> None:
-        """Write tokens and every nonzero activation to the writer; special tokens are masked out."""
+        """Write tokens and every activation above 0 to the writer; special tokens are masked out."""
 
     @classmethod
     def collect_many(cls, sources: Sequence[ActivationSource], writers: Sequence[ActivationWriter]) -> None:

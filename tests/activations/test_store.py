@@ -131,7 +131,7 @@ def test_values_that_float16_cannot_hold_are_kept_in_float32(tmp_path):
 
 def test_float16_keeps_each_value_to_a_two_thousandth_of_the_latents_peak_and_makes_none_zero(tmp_path):
     data = dataset()
-    value = np.array([5.0, 1e-5, -1e-9, 1e-12, 0.333333], dtype=np.float32)
+    value = np.array([5.0, 1e-5, 1e-9, 1e-12, 0.333333], dtype=np.float32)
     writer = ActivationWriter(tmp_path / "s")
     writer.start(data, 2)
     writer.add(np.arange(5), np.zeros(5, dtype=np.int64), value)
@@ -245,6 +245,41 @@ def test_activations_that_are_not_finite_are_refused(tmp_path):
     writer.start(dataset(), 1)
     with pytest.raises(StoreError, match="NaN or infinite"):
         writer.add(np.array([1]), np.array([0]), np.array([np.inf], dtype=np.float32))
+
+
+@pytest.mark.parametrize(("value", "shown"), [(-0.5, "-0.5"), (0.0, "0")])
+def test_activations_that_are_not_above_0_are_refused_with_the_remedy(tmp_path, value, shown):
+    writer = ActivationWriter(tmp_path / "s", source="own/source")
+    writer.start(dataset(), 1)
+    said = rf"the source own/source gave the activation {shown}; a latent fires only above 0.* \(`keep = value > 0`\)"
+    with pytest.raises(StoreError, match=said):
+        writer.add(np.array([1, 2]), np.array([0, 0]), np.array([2.0, value], dtype=np.float32))
+
+
+def test_activations_of_contexts_that_are_complete_are_refused_with_the_remedy(tmp_path):
+    data, one = dataset(), np.ones(1, dtype=np.float32)
+    length = data.tokens.shape[1]
+    writer = ActivationWriter(tmp_path / "s", budget=1, source="own/source")
+    writer.start(data, 3)
+    writer.add(np.array([length + 2]), np.array([0]), one)
+    writer.advance(2)
+    said = rf"own/source gave activations at position {length + 3} \(context 1, token 3\), which was complete"
+    with pytest.raises(StoreError, match=said):
+        writer.add(np.array([length + 3]), np.array([1]), one)
+    resumed = ActivationWriter(tmp_path / "s", budget=1)
+    assert resumed.start(data, 3) == 2
+    with pytest.raises(StoreError, match="context 0, token 1.* from the one that `writer.start` returns"):
+        resumed.add(np.array([1]), np.array([1]), one)
+
+
+def test_latents_of_one_position_come_in_any_order_and_in_several_calls(tmp_path):
+    writer = ActivationWriter(tmp_path / "s")
+    writer.start(dataset(), 5)
+    for latents in ([4, 0, 2], [3]):
+        writer.add(np.full(len(latents), 7), np.array(latents), np.ones(len(latents), dtype=np.float32))
+    writer.advance(len(dataset().tokens))
+    store = writer.finish()
+    assert [store.activations(latent)[0].tolist() for latent in range(5)] == [[7], [], [7], [7], [7]]
 
 
 def test_source_that_stops_early_does_not_make_a_store(tmp_path):

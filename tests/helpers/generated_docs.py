@@ -19,7 +19,7 @@ from root import ROOT
 import saeval.testing
 from saeval._util.field_docs import attribute_docstrings, descriptions
 from saeval.cli.group import main
-from saeval.plugin import Plugin, Scorer, Step, base as interfaces, hookspecs, scaffold
+from saeval.plugin import ActivationWriter, Plugin, Scorer, Step, base as interfaces, hookspecs, scaffold
 from saeval.plugin.kinds import KINDS
 from saeval.plugin.registry import Registry
 from saeval.task.files import shipped_tasks
@@ -219,7 +219,8 @@ def mappings(annotation: Any) -> Iterator[type[BaseModel]]:
 
 HINTS = {
     "source": "`begin = writer.start(dataset, n_latents)` returns the context to begin at, which is not 0 when a run "
-    "resumes; `writer.add` takes activations, `writer.advance` reports progress, `writer.note` keeps facts.",
+    "resumes; `writer.add` takes activations, `writer.advance` says that those of the first contexts are complete, and "
+    "`writer.note` keeps facts.",
     "coder": "`saeval.plugin.LinearCoder` takes matrices, `saeval.plugin.ModuleCoder` a function that returns dense "
     "activations; other coders derive from `saeval.plugin.SparseCoder`.",
     "sampler": "`store.windows` returns the activating windows, `store.silent_windows` verified non-activating ones, "
@@ -253,6 +254,8 @@ def hook_page(kind: str, base: type[Plugin]) -> Iterator[str]:
     yield from ("## Methods to implement", "")
     for name in needed:
         yield from described(methods[name])
+    if kind == "source":
+        yield from ("## Writing activations with `writer.add`", "", *described(ActivationWriter.add))
     said = {name: text for cls in classes for name, text in attribute_docstrings(cls).items() if name != "model"}
     said |= {name: inspect.getdoc(m) or "" for name, m in members.items() if isinstance(m, property)}
     if said or len(methods) > len(needed):

@@ -309,6 +309,10 @@ class Broken(ActivationSource):
     name = "broken"
     def collect(self, writer):
         raise KeyError("deep inside")
+class Early(ActivationSource):
+    name = "early"
+    def collect(self, writer):
+        writer.add([3], [0], [1.0])
 """
 
 
@@ -316,7 +320,8 @@ class Broken(ActivationSource):
     ("part", "name", "said"),
     [
         ("sampler", "Listing", r"the sampler local/listing returned list instead of LatentRecord or None"),
-        ("source", "Idle", r"the source wrote nothing; its `collect` must call `writer\.start`"),
+        ("source", "Idle", r"the source local/idle wrote nothing; its `collect` must call `writer\.start`"),
+        ("source", "Early", r"the source local/early called `writer\.add` before `writer\.start`; call `start` first"),
         ("source", "Broken", r"the plugin code at unfit\.py:18 raised an error \(KeyError: 'deep inside'\)"),
     ],
 )

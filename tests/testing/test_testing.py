@@ -461,6 +461,15 @@ def test_the_sampler_contract_catches(fault, complaint):
         check_sampler(BrokenSampler(fault=fault))
 
 
+ODD_ADDS = {
+    "negative": lambda position, latent, value: (position, latent, -value),
+    "backwards": lambda *columns: [column[::-1] for column in columns],
+    "twice": lambda *columns: [np.concatenate([column, column[-1:]]) for column in columns],
+    "uneven": lambda position, latent, value: (position, latent[:-1], value),
+}
+"""What a faulty source gives `writer.add` instead of the right columns."""
+
+
 class BrokenSource(ActivationSource):
     """Collects planted latents, with a fault."""
 
@@ -474,11 +483,16 @@ class BrokenSource(ActivationSource):
         if self.fault == "restarts":
             start = writer.start
             writer.start = lambda *args: start(*args) * 0
+        if self.fault == "no start":
+            writer.add(np.array([1]), np.array([0]), np.ones(1, dtype=np.float32))
         if self.fault == "silent":
             writer.progress = lambda *_: None
         if self.fault == "special":
             add = writer.add
-            writer.add = lambda position, latent, value: add(position - position % 129, latent, value)
+            writer.add = lambda position, latent, value: add(position[:1] - position[:1] % 129, latent[:1], value[:1])
+        if self.fault in ODD_ADDS:
+            given = writer.add
+            writer.add = lambda *columns: given(*ODD_ADDS[self.fault](*columns))
         Synthetic(n_latents=4, documents=6, seed=len(self.calls)).collect(writer)
 
 
@@ -489,6 +503,11 @@ class BrokenSource(ActivationSource):
         ("restarts", "interruption"),
         ("silent", "advance"),
         ("special", "special tokens"),
+        ("negative", "the source broken gave the activation -"),
+        ("backwards", r"gave latent \d at position \d+ .* before position \d+ .*; give .* with ascending positions"),
+        ("twice", r"gave latent \d twice at position \d+ \(context 0, token \d+\)"),
+        ("uneven", r"gave \d+ positions, \d+ latents and \d+ values in one"),
+        ("no start", "the source broken called `writer.add` before `writer.start`; call `start` first"),
     ],
 )
 def test_the_source_contract_catches(fault, complaint, tmp_path, monkeypatch):

@@ -52,6 +52,7 @@ class ActivationWriter:
             since the model needs memory, too, and a number that fits the free memory while merging.
         progress: Called with (text tokens done, total text tokens) when contexts are finished.
         share: This writer's share of the shards, as (number, count): every `count`-th shard.
+        source: Name of the source that writes, for messages about what it wrote.
 
     Attributes:
         pair_type: The dtype of a pair of position and value; set by `start`.
@@ -66,8 +67,10 @@ class ActivationWriter:
         budget: int | None = None,
         progress: Callable[[int, int], None] | None = None,
         share: tuple[int, int] = (0, 1),
+        source: str = "",
     ):
         self.path = path
+        self._source = f"the source {source}" if source else "the source"
         self.progress = progress or (lambda done, total: None)
         self._budget = budget or _SPILL
         self._merge_budget = budget
@@ -140,23 +143,34 @@ class ActivationWriter:
         number, of = self._share
         mine = low // self._shard % of == number and (of == 1 or not self.path.exists())
         self._low = self._pending = self._pieces.reach(low, self._high) if mine else self._high
+        self._begin = self._low * self._dataset.tokens.shape[1]
         return self._low
 
     def add(self, position: NDArray[np.int64], latent: NDArray[np.int64], value: NDArray[np.float32]) -> None:
-        """Add nonzero activations; positions have to ascend over all calls.
+        """Add activations of contexts that `advance` has not declared complete.
+
+        A token's activations, and those of several contexts, may be divided among any number of calls. Positions ascend
+        within a call and from one call to the next; the latents that fire at one position come in any order, each once.
 
         Args:
-            position: `context * length + offset`.  [nonzero]
-            latent: Latent.  [nonzero]
-            value: Activation; do not pass activations on special tokens.  [nonzero]
+            position: `context * length + offset`, where length is the width of the dataset's `tokens` and offset the
+                token's place in its context.  [nonzero] int64, ascending
+            latent: Latent, from 0.  [nonzero] int64
+            value: Activation, finite and above 0, since a latent fires wherever it has one: drop zeros and negative
+                values, and all values on special tokens.  [nonzero] float32
 
         Raises:
-            StoreError: If a value is not finite or an index is out of range.
+            StoreError: If the source has not called `start`; if lengths differ, a value is not finite or not above 0,
+                or an index is out of range; or if a context is already complete.
         """
+        if not self._started:
+            raise StoreError(f"{self._source} called `writer.add` before `writer.start`; call `start` first")
+        if not len(position) == len(latent) == len(value):
+            sizes = f"{len(position)} positions, {len(latent)} latents and {len(value)} values"
+            raise StoreError(f"{self._source} gave {sizes} in one `writer.add`; give as many of each")
         if len(position) == 0:
             return
-        if not np.isfinite(value).all():
-            raise StoreError("the source returned a NaN or infinite activation; collect in float32")
+        self._check_values(value)
         for name, index, size in (
             ("latent", latent, self._n_latents),
             ("position", position, self._dataset.tokens.size),
@@ -164,13 +178,32 @@ class ActivationWriter:
             if index.min() < 0 or index.max() >= size:
                 allowed = f"0 to {size - 1}" if size else "none"
                 raise StoreError(
-                    f"an activation lies outside the dictionary or the corpus: the source gave the {name} "
+                    f"an activation lies outside the dictionary or the corpus: {self._source} gave the {name} "
                     f"{int(index.min() if index.min() < 0 else index.max())}, but `writer.start` allows {allowed}"
                 )
+        if position.min() < self._begin:
+            raise StoreError(
+                f"{self._source} gave activations at {self._place(int(position.min()))}, which was complete; "
+                "add contexts in order, from the one that `writer.start` returns (after an interruption, not 0)"
+            )
         pairs = np.empty(len(position), dtype=self.pair_type)
         pairs["position"], pairs["value"] = position, value
         self._buffer.append((latent.astype(self._latent), pairs))
         self._buffered += len(position)
+
+    def _check_values(self, value: NDArray[np.float32]) -> None:
+        low, high = value.min(), value.max()  # NaN if any is
+        if not (-np.inf < low and high < np.inf):
+            raise StoreError(f"{self._source} returned a NaN or infinite activation; collect in float32")
+        if low <= 0:
+            raise StoreError(
+                f"{self._source} gave the activation {low:g}; a latent fires only above 0, so give `writer.add` only "
+                "activations above 0 (`keep = value > 0`)"
+            )
+
+    def _place(self, position: int) -> str:
+        context, offset = divmod(position, self._dataset.tokens.shape[1])
+        return f"position {position} (context {context}, token {offset})"
 
     def tally(self, **numbers: float | NDArray[np.float64]) -> None:
         """Add to named sums over the corpus, such as of squares; `advance` saves them with its contexts."""
@@ -179,6 +212,8 @@ class ActivationWriter:
 
     def advance(self, contexts: int) -> None:
         """Declare that all activations of the first `contexts` contexts (or of the shard) have been added."""
+        if not self._started:
+            raise StoreError(f"{self._source} called `writer.advance` before `writer.start`; call `start` first")
         self.progress(int(self._tokens_before[contexts]), int(self._tokens_before[-1]))
         self._pending = contexts
         if self._buffered >= self._budget or contexts == self._high:
@@ -244,8 +279,30 @@ class ActivationWriter:
         latent = np.concatenate([np.empty(0, dtype=self._latent), *(latent for latent, _ in self._buffer)])
         pairs = np.concatenate([np.empty(0, dtype=self.pair_type), *(pairs for _, pairs in self._buffer)])
         self._buffer, self._buffered = [], 0
-        self._pieces.add(self._low, self._pending, *by_latent(latent, pairs, self._n_latents), self._tallied)
+        bounds, pairs = by_latent(latent, pairs, self._n_latents)
+        self._check_order(bounds, pairs["position"])
+        self._pieces.add(self._low, self._pending, bounds, pairs, self._tallied)
         self._tallied, self._low = {}, self._pending
+        complete = self._low * self._dataset.tokens.shape[1]
+        self._begin = max(complete, int(pairs["position"].max(initial=0)) + 1)
+
+    def _check_order(self, bounds: NDArray[np.int64], position: NDArray[np.unsignedinteger[Any]]) -> None:
+        """Check that each latent's positions ascend; checked once they are sorted by latent, where it is cheap.
+
+        Raises:
+            StoreError: If they do not, or occur twice.
+        """
+        falls = np.flatnonzero(position[1:] <= position[:-1])  # few: from one latent to the next
+        latent = np.searchsorted(bounds, falls, side="right") - 1
+        wrong = np.flatnonzero(falls + 1 < bounds[latent + 1])
+        if len(wrong):
+            at, found = int(falls[wrong[0]]), int(latent[wrong[0]])
+            before, after = self._place(int(position[at])), self._place(int(position[at + 1]))
+            what = f"twice at {after}" if before == after else f"at {before} before {after}"
+            raise StoreError(
+                f"{self._source} gave latent {found} {what}; give `writer.add` each activation once, with ascending "
+                "positions"
+            )
 
     @property
     def complete(self) -> bool:
@@ -268,12 +325,12 @@ class ActivationWriter:
         if self._adopted is not None:
             return self._copy(self._adopted)
         if not self._started:
-            raise StoreError("the source wrote nothing; its `collect` must call `writer.start`")
+            raise StoreError(f"{self._source} wrote nothing; its `collect` must call `writer.start`")
         self._spill()
         if not self.complete:
             done, all_ = _contexts(self._pieces.all()), len(self._dataset.tokens)
             raise StoreError(
-                f"the source gave {done} of {all_} contexts; its `collect` must call "
+                f"{self._source} gave {done} of {all_} contexts; its `collect` must call "
                 "`writer.advance` until all are done"
             )
         built = self._partial / "store"

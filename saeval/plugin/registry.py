@@ -460,6 +460,8 @@ def _classes(hooks: pluggy.HookRelay, package: _Package) -> Iterator[Loaded]:
 
 def _check_class(cls: Any, kind: str, base: Any) -> None:
     """Refuse what is not a finished plugin class of the kind, in words that help its author."""
+    from saeval.plugin.signatures import unfit_method
+
     if not isinstance(cls, type):
         raise _Broken(f"saeval_{kind}s returned an object {cls!r}; return classes, not instances")
     if not issubclass(cls, base):
@@ -487,6 +489,8 @@ def _check_class(cls: Any, kind: str, base: Any) -> None:
     for method in _plain_methods(base):
         if inspect.iscoroutinefunction(getattr(cls, method)):
             raise _Broken(f"{cls.__name__}: `{method}` is async, but nothing awaits it; write `def {method}`")
+    if unfit := unfit_method(cls, base):
+        raise _Broken(f"{cls.__name__}: {unfit}")
 
 
 def _with_article(kind: str) -> str:

@@ -119,6 +119,11 @@ def test_built_ins_import_no_third_party(install):
         (SCORER.replace("batch: int", "reads_explanation: bool") + HOOK, "`reads_explanation = …` to set what saeval.Scorer declares, or rename the option"),
         (SCORER.replace("batch: int", "cautions: int") + HOOK, "Good: `cautions` is a method of saeval.Scorer; rename the option"),
         (SCORER.replace("    async def", "    async def needs(self): ...\n\n    async def") + HOOK, "Good: `needs` is async, but nothing awaits it; write `def needs`"),
+        (SCORER.replace(", context", "") + HOOK, "Good: `score` cannot be called with the arguments it gets; write `async def score(self, explanation, examples, context)`"),
+        (SCORER.replace("context)", "context, more)") + HOOK, "Good: `score` cannot be called with the arguments it gets"),
+        (SCORER.replace("    async def", "    def cautions(self, values):\n        return []\n\n    async def") + HOOK, "write `def cautions(self, values, latents)`"),
+        (SCORER.replace("async def", "def") + HOOK, "Good: `score` is not async, but its result is awaited; write `async def score("),
+        (SCORER.replace("async def", "def").replace("Score(values", "Score.failed(str").replace("{", "dict(x=").replace(": 0.5}", ")") + HOOK, "Good: `score` is not async"),
         (SCORER + "\nundefined\n" + HOOK, "NameError: name 'undefined' is not defined (saeval_acme.py:12)"),
         ("import json\njson.loads('{')", "(saeval_acme.py:2)"),
         (SCORER.replace('name = "good"', "pass") + HOOK, "Good has no name"),
@@ -134,6 +139,52 @@ def test_broken_package_is_a_row_with_the_reason_and_an_error_only_where_it_is_u
     assert registry.get("scorer", "fine/good")
     with pytest.raises(PluginError, match="saeval-acme 1.0 is installed but could not be used"):
         registry.get("scorer", "acme/good")
+
+
+CALLABLE = """
+import functools
+from saeval.plugin import LLM, AUROC, Reply, Score, Scorer, hookimpl
+
+def with_context(method):
+    @functools.wraps(method)
+    def score(self, explanation, examples, context):
+        return method(self, explanation, examples)
+    return score
+class Wrapped(Scorer):
+    name = "wrapped"
+    @with_context
+    async def score(self, explanation, examples):
+        return Score(values={"auroc": 0.5})
+class AnyArguments(Scorer):
+    name = "any_arguments"
+    async def score(self, *arguments, **named):
+        return Score(values={"auroc": 0.5})
+class OtherNames(Scorer):
+    name = "other_names"
+    async def score(self, text, windows, lent, /, more=3):
+        return Score(values={"auroc": 0.5})
+class Static(Scorer):
+    name = "static"
+    @staticmethod
+    async def score(explanation, examples, context):
+        return Score(values={"auroc": 0.5})
+class Refusing(LLM):
+    name = "refusing"
+    async def complete(self, request):
+        return Reply("yes")
+@hookimpl
+def saeval_scorers():
+    return [Wrapped, AnyArguments, OtherNames, Static]
+@hookimpl
+def saeval_llms():
+    return [Refusing]
+"""
+
+
+def test_methods_that_can_be_called_and_awaited_are_accepted_however_they_are_written(install):
+    install("saeval-acme", CALLABLE)
+    names = {name for _, name in Registry().load("acme")}
+    assert names == {"wrapped", "any_arguments", "other_names", "static", "refusing"}
 
 
 def test_error_keeps_what_broke_the_package_as_its_cause(install):

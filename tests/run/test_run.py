@@ -292,11 +292,18 @@ def test_outcome_for_a_window_that_the_scorer_did_not_get_fails_its_latent_unlik
 
 
 UNFIT_PLUGINS = """
+import functools
 from saeval.plugin import ActivationSource, Explainer, Explanation, Sampler
 class Plain(Explainer):
     name = "plain"
     def explain(self, examples, context):
         return Explanation(text="a word")
+def plainly(method):
+    return functools.wraps(method)(lambda *arguments: Explanation(text="a word"))
+class Decorated(Explainer):
+    name = "decorated"
+    @plainly
+    async def explain(self, examples, context): ...
 class Listing(Sampler):
     name = "listing"
     def sample(self, store, latent, rng):
@@ -322,7 +329,7 @@ class Early(ActivationSource):
         ("sampler", "Listing", r"the sampler local/listing returned list instead of LatentRecord or None"),
         ("source", "Idle", r"the source local/idle wrote nothing; its `collect` must call `writer\.start`"),
         ("source", "Early", r"the source local/early called `writer\.add` before `writer\.start`; call `start` first"),
-        ("source", "Broken", r"the plugin code at unfit\.py:18 raised an error \(KeyError: 'deep inside'\)"),
+        ("source", "Broken", r"the plugin code at unfit\.py:25 raised an error \(KeyError: 'deep inside'\)"),
     ],
 )
 def test_plugin_that_breaks_the_run_is_named_with_what_to_change(tmp_path, part, name, said):
@@ -331,10 +338,15 @@ def test_plugin_that_breaks_the_run_is_named_with_what_to_change(tmp_path, part,
         saeval.run(spec(server, **{part: f"{tmp_path}/unfit.py:{name}"}), out=tmp_path / "run")
 
 
-def test_step_that_is_not_async_fails_with_what_to_write(tmp_path):
+def test_step_that_is_not_async_is_refused_or_fails_with_what_to_write(tmp_path):
     (tmp_path / "unfit.py").write_text(UNFIT_PLUGINS)
     with truthful_server() as server:
-        result = saeval.run(spec(server, explainer=f"{tmp_path}/unfit.py:Plain", baselines=[]), out=tmp_path / "run")
+        plain, decorated = (
+            spec(server, explainer=f"{tmp_path}/unfit.py:{name}", baselines=[]) for name in ("Plain", "Decorated")
+        )
+        with pytest.raises(SpecError, match="Plain: `explain` is not async, but its result is awaited; write `async"):
+            saeval.run(plain, out=tmp_path / "plain")
+        result = saeval.run(decorated, out=tmp_path / "run")
     assert any("`explain` is not async; write `async def explain`" in warning for warning in result.warnings)
 
 

@@ -13,6 +13,12 @@ from saeval.results import RunCell
 Weights = Literal["firing_rate", "energy"]
 """Weight of a latent: its firing rate, or how much its firings write (see `weighted_note`)."""
 _COLUMNS = {"firing_rate": ("density",), "energy": ("mean_square", "decoder_norm")}
+_REMEDIES = {
+    "mean_square": "rerun it with this version",
+    "decoder_norm": "rerun its command where its coder can be loaded (coders of over 4 GB, or without decoder "
+    "directions, have none)",
+}
+"""How to get a column that a run lacks; every run has a density."""
 
 
 def with_weights(cell: RunCell, weights: Weights) -> CellResult:
@@ -51,9 +57,10 @@ def _weights(cell: RunCell, weights: Weights) -> dict[int, float]:
                 f"{cell.name}: the files that it was imported from have no firing rates, so latents cannot be weighted "
                 f"by {weights}; omit --weights"
             )
+        lacks = [name for name in _COLUMNS[weights] if all(row.get(name) is None for row in cell.latents)]
         raise InputError(
-            f"{cell.name}: its latents.parquet has no {' and '.join(_COLUMNS[weights])}, so latents cannot be weighted "
-            f"by {weights}; rerun it with this version and with the coder available, or use --weights firing_rate"
+            f"{cell.name}: its latents.parquet has no {' and '.join(lacks)}, so latents cannot be weighted by "
+            f"{weights}; {' and '.join(_REMEDIES[name] for name in lacks)}, or use --weights firing_rate"
         )
     return found
 

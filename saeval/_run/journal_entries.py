@@ -17,8 +17,8 @@ from saeval.records import Explanation, JudgedWindows, Metric, Outcome, Score, U
 R = TypeVar("R", Explanation, Score)
 
 _USAGE = TypeAdapter(Usage)
-_ROWS: TypeAdapter[list[dict[str, list[int] | list[float] | list[str]]]] = TypeAdapter(
-    list[dict[str, list[int] | list[float] | list[str]]]
+_FACTS: TypeAdapter[dict[int, dict[str, float | list[int] | list[float] | list[str]]]] = TypeAdapter(
+    dict[int, dict[str, float | list[int] | list[float] | list[str]]]
 )
 _ROUNDING = 1e-9
 _MOST_BYTES = 1 << 26  # maximum bytes to decompress, since a few kilobytes may expand to gigabytes (zip bomb)
@@ -168,13 +168,12 @@ def numbers(entry: Any, names: Sequence[str]) -> bool:
     )
 
 
-def rows(entry: Any, n: int) -> bool:
-    """Return whether an entry contains a result with n rows of lists, or with none."""
+def facts_of(entry: Any) -> dict[int, dict[str, Any]]:
+    """Return the facts of latents in an entry, by latent; empty if it contains no such facts."""
     try:
-        found = _ROWS.validate_python(entry.get("result") if isinstance(entry, dict) else None)
+        return {**_FACTS.validate_python(entry.get("result") if isinstance(entry, dict) else {})}
     except ValidationError:
-        return False
-    return len(found) in (0, n)
+        return {}
 
 
 def _kept(entry: Any, kind: type[R]) -> Kept[R] | None:

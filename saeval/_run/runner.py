@@ -22,7 +22,7 @@ from saeval._run.collect import store_path
 from saeval._run.event_loop import run_async
 from saeval._run.executors import Executor, executor
 from saeval._run.failures import GaveUp
-from saeval._run.journal_entries import numbers, rows
+from saeval._run.journal_entries import facts_of, numbers
 from saeval._run.local_models import asks_model_in_process
 from saeval._run.pipeline import Pipeline, Retry
 from saeval._run.progress_file import ProgressFile
@@ -40,6 +40,7 @@ from saeval._util import (
     Spending,
     Style,
     content_hash,
+    counted,
     default_display,
     display as make_display,
     internal_error,
@@ -205,6 +206,7 @@ class _Run:
         self.display = ProgressFile(display, folder.path / "logs" / "progress.json", self.state)
         self.seconds: dict[str, float] = {}
         self.findings: list[Finding] = []
+        self.lacking: dict[str, str] = {}  # by cell whose directions were read: facts that are missing, with the reason
         self.display.count(lambda: Spending(self.budget.calls, self.budget.spent - elsewhere, self.budget.unknown))
 
     def first_calls(self) -> None:
@@ -288,7 +290,7 @@ class _Run:
                     self._write_head(status, began, reason)
             if complete or self.state.cells:
                 tell(self.task.trackers, result, self.folder.path, self.display)
-        if self.limit == self.session.limit and self.folder.journal.whole:
+        if self.limit == self.session.limit and self.folder.journal.whole and not any(self.lacking.values()):
             finished.keep(self.folder.path, self.task, self.limit)
         return result
 
@@ -359,19 +361,23 @@ class _Run:
             self.calls.close()
 
     def _read_directions(self) -> None:
-        """Compute nearest neighbours and promoted tokens of latents, while models are still in memory."""
-        for outcome in self.state.cells.values():
-            if any(outcome.directions.values()):
+        """Compute neighbours and promoted tokens of latents, except of those that earlier sessions computed."""
+        for name, outcome in self.state.cells.items():
+            if name in self.lacking:
                 continue  # computed before the models were released
-            latents = [latent.index for latent in outcome.records.latents]
-            key = content_hash("directions 4", outcome.base, latents)
-            done = self.folder.journal.finished(key)
-            if done is None or not rows(done, len(latents)):
+            key = content_hash("directions 5", store_path(outcome.cell.source).name)
+            known = facts_of(self.folder.journal.finished(key))
+            new = [latent.index for latent in outcome.records.latents if latent.index not in known]
+            self.lacking[name] = ""
+            if new:
                 size = int(outcome.store.facts.get("d_in") or 0) * outcome.store.n_latents
-                done = {"result": directions(outcome.cell.source.plugin, latents, size)}
-                if done["result"]:
-                    self.folder.journal.finish(key, done)
-            outcome.directions = dict(zip(latents, done["result"], strict=False))
+                found, missing = directions(outcome.cell.source.plugin, new, size)
+                known |= zip(new, found, strict=False)
+                if missing:
+                    self.lacking[name] = f"{counted(len(new), 'latent has', 'latents have')} no {missing}"
+                elif found:
+                    self.folder.journal.finish(key, {"result": known})
+            outcome.directions = known
 
     # --- results ---
 
@@ -380,6 +386,11 @@ class _Run:
         models = {(name, role.model) for name, role in self.task.roles.items() if name in used}
         ledger, oddities = self.calls.account(models)
         missing = self.calls.missing()
+        lacking = [
+            f"{name}: {text}; rerun the same command when it can be loaded."
+            for name, text in self.lacking.items()
+            if text
+        ]
         return summarise(
             self.state,
             ledger,
@@ -387,7 +398,7 @@ class _Run:
             partial=incomplete,
             seconds=self.seconds,
             findings=self.findings,
-            warnings=[*([f"{missing}."] if missing else []), *oddities],
+            warnings=[*([f"{missing}."] if missing else []), *oddities, *lacking],
         )
 
     def _write_reports(self, result: RunResult) -> None:

@@ -12,11 +12,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 from weakref import WeakValueDictionary
 
-from saeval._util import PREFIX, InputError, file_sha256, find_asset
+from saeval._util import PREFIX, file_sha256, find_asset
 from saeval.models.facts import local_model, not_causal, too_long
 from saeval.models.fit import Fit, no_bos
 from saeval.models.generating_model import GeneratingModel
-from saeval.models.loading import LOADING, check_model, load_model, resolved
+from saeval.models.loading import LOADING, WEIGHTS, check_model, check_room, load_model, resolved
 from saeval.models.randomise import Randomised, shuffle_weights
 
 if TYPE_CHECKING:
@@ -29,21 +29,21 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 _POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings", "position_embedding", "positions_embed")
 
 _HASHED = (".json", ".jinja", ".tiktoken")
-_WEIGHTS = (".safetensors", ".bin", ".gguf", ".model", ".txt")
+_IDENTIFIED = (*WEIGHTS, ".model", ".txt")
 
 _LOADED: WeakValueDictionary[tuple[str, ...], LiveModel] = WeakValueDictionary()
 _RECENT: deque[LiveModel] = deque(maxlen=2)  # keeps the last models loaded while unused
-_ONLY_LOADED: ContextVar[bool] = ContextVar("only_loaded", default=False)
+_ONLY_LOCAL: ContextVar[bool] = ContextVar("only_local", default=False)
 
 
 @contextmanager
-def only_loaded() -> Iterator[None]:
-    """Within this context, use only models that are already in memory; loading others raises an error."""
-    before = _ONLY_LOADED.set(True)
+def only_local() -> Iterator[None]:
+    """Within this context, load no model that must be downloaded or exceeds the free memory; it raises an error."""
+    before = _ONLY_LOCAL.set(True)
     try:
         yield
     finally:
-        _ONLY_LOADED.reset(before)
+        _ONLY_LOCAL.reset(before)
 
 
 def on_gpu() -> bool:
@@ -105,9 +105,9 @@ class LiveModel(GeneratingModel):
         key = (name, revision or "", files, device, precision, randomise or "", seed)
         with LOADING:
             live = _LOADED.get(key)
-            if live is None and _ONLY_LOADED.get():
-                raise InputError(f"model {name}: is not in memory")
             if live is None:
+                if _ONLY_LOCAL.get():
+                    check_room(name, revision, device, getattr(torch, precision))
                 model, *rest = load_model(name, revision, device, getattr(torch, precision))
                 if randomise:
                     shuffle_weights(model, randomise, randomise_seed)
@@ -152,7 +152,7 @@ class LiveModel(GeneratingModel):
             inside = file.relative_to(folder).as_posix()
             if file.suffix in _HASHED:
                 found.append([inside, file_sha256(file)])
-            elif file.suffix in _WEIGHTS:
+            elif file.suffix in _IDENTIFIED:
                 found.append([inside, [file.stat().st_size, file.stat().st_mtime_ns]])
         return found
 

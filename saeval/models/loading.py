@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from contextlib import contextmanager
+from collections import Counter
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saeval._util import PREFIX, InputError, asset_check, asset_path, counted, first_line
-from saeval.models.facts import local_model
+from saeval._util import PREFIX, InputError, asset_check, asset_path, counted, first_line, free_memory
+from saeval.models.facts import json_mapping, local_model
 from saeval.models.gguf import check_gguf, fast_gguf
 from saeval.models.model_files import check_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+WEIGHTS = (".safetensors", ".bin", ".gguf")
+"""Suffixes of files with a model's weights."""
 SPREAD = "balanced"
 """Device name for a model distributed over all GPUs."""
 LOADING = threading.Lock()
@@ -76,6 +79,47 @@ def check_model(name: str) -> None:
         raise InputError(
             f"model {name} is an address; give the name on the Hugging Face hub, such as google/gemma-3-270m"
         )
+
+
+def check_room(name: str, revision: str | None, device: str, dtype: Any) -> None:
+    """Check that a model can be loaded without a download, and that its weights fit into the free memory.
+
+    Args:
+        name: Hub id, model directory, `.gguf` file, or `package:NAME` of a packaged model, which always fits.
+        revision: Revision of the hub id.
+        device: Torch device; a distributed model goes from the disk to the GPUs and needs no memory beside them.
+        dtype: Torch dtype of its weights in memory.
+
+    Raises:
+        InputError: If not.
+    """
+    if name.startswith(PREFIX):
+        return
+    path = local_model(name) or _downloaded(name, revision)
+    files = [] if path is None else [path] if path.is_file() else list(path.iterdir())
+    sizes: Counter[str] = Counter()
+    for file in files:
+        if file.suffix in WEIGHTS:
+            sizes[file.suffix] += file.stat().st_size
+    if path is None or not sizes:
+        raise InputError(f"model {name} is not on this machine")
+    ((suffix, size),) = sizes.most_common(1)  # a folder may contain the same weights in several formats
+    config = json_mapping(path / "config.json")
+    single = "float32" in (config.get("dtype"), config.get("torch_dtype"))
+    stored = 0.5 if suffix == ".gguf" else 4 if single else 2  # bytes per weight
+    needed, free = size / stored * dtype.itemsize, free_memory()
+    if device != SPREAD and free is not None and needed > free:
+        raise InputError(f"model {name} needs {needed / 1e9:.1f} GB of memory, but {free / 1e9:.1f} GB are free")
+
+
+def _downloaded(name: str, revision: str | None) -> Path | None:
+    """Return the folder of a hub id in the hub's cache; None if it is not there."""
+    from huggingface_hub import try_to_load_from_cache
+
+    with suppress(ValueError):  # neither a path nor a valid name; `load_model` explains it
+        found = try_to_load_from_cache(name, "config.json", revision=revision)
+        return Path(found).parent if isinstance(found, str) else None
+    return None
 
 
 def load_model(name: str, revision: str | None, device: str, dtype: Any) -> tuple[Any, Any, bool]:

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from saeval._util import SaevalError
-from saeval.models.live import only_loaded
+from saeval._util import SaevalError, first_line
+from saeval.models.live import only_local
 from saeval.models.subject import Subject
 
 if TYPE_CHECKING:
@@ -23,11 +23,11 @@ _MOST_WEIGHTS = 1 << 29  # number of weights; larger coders (4 GB) are not loade
 log = logging.getLogger("saeval")
 
 
-def directions(source: ActivationSource, latents: Sequence[int], size: int) -> list[dict[str, Any]]:
+def directions(source: ActivationSource, latents: Sequence[int], size: int) -> tuple[list[dict[str, Any]], str]:
     """Return each latent's nearest neighbours by decoder cosine and its logit-lens tokens.
 
-    Reads the coder's weights from disk unless they are too large. Never loads a model: tokens are included only if the
-    model is already in memory, for example after collecting.
+    Reads the coder's weights from disk unless they are too large. Loads the model for the tokens unless it is in
+    memory, for example after collecting; it is not loaded if it must be downloaded or exceeds the free memory.
 
     Args:
         source: The source of the latents.
@@ -36,24 +36,32 @@ def directions(source: ActivationSource, latents: Sequence[int], size: int) -> l
 
     Returns:
         One mapping per latent, with `neighbours`, `cosines`, `decoder_norm`, `promoted` and `suppressed` as far as
-        available; an empty list if the source does not provide its coder.
+        available, or an empty list if the source does not provide its coder; and what is missing because coder or
+        model could not be loaded, with the reason, or an empty text.
     """
     if "coder" not in source.offers() or 2 * size > _MOST_WEIGHTS:
-        return []
-    with only_loaded():
+        return [], ""
+    with only_local():
         try:
             lent = source.model_copy()  # a copy, so that weights and model are freed afterwards
             coder = lent.weights()
             found = _neighbours(coder, latents)
         except Exception as error:  # noqa: BLE001 - coders may raise anything; optional for reports
             log.info("no neighbours of latents: %s: %s", type(error).__name__, error)
-            return []
+            return [], f"neighbours, decoder_norm and promoted tokens ({first_line(error):.200})"
+        if "subject" not in source.offers():
+            return found, ""
         try:
-            for row, tokens in zip(found, _promoted(lent.subject(), coder, latents), strict=True):
-                row |= tokens
+            subject = lent.subject()
         except SaevalError as error:
             log.info("no promoted tokens of latents: %s", error)
-    return found
+            return found, f"promoted tokens ({first_line(error):.200})"
+        try:
+            for row, tokens in zip(found, _promoted(subject, coder, latents), strict=True):
+                row |= tokens
+        except SaevalError as error:  # no model or coder of this kind has them
+            log.info("no promoted tokens of latents: %s", error)
+    return found, ""
 
 
 def _neighbours(coder: SparseCoder, latents: Sequence[int]) -> list[dict[str, Any]]:

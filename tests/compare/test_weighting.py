@@ -61,6 +61,9 @@ def test_weighted_mean_is_beside_the_plain_one_only_where_requested(run):
 def test_energy_weighs_by_squared_activation_and_decoder_length_and_says_when_it_cannot(run):
     with pytest.raises(InputError, match="no mean_square and decoder_norm"):
         saeval.join([run], weights="energy")
+    latents(run, mean_square={0: 1.0, 1: 1.0, 2: 0.0})
+    with pytest.raises(InputError, match="has no decoder_norm, so .* rerun its command where its coder can be loaded"):
+        saeval.join([run], weights="energy")
     latents(run, mean_square={0: 1.0, 1: 1.0, 2: 0.0}, decoder_norm={0: 1.0, 1: 2.0, 2: 1.0})
     (standing,) = saeval.join([run], weights="energy").groups(None)[""].standings
     assert standing.cell.scores[0].weighted == pytest.approx((0.5 + 4 * 0.9) / 5)

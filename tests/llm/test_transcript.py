@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from planted_run import spec, truthful, truthful_server
-from tiny import D, tiny_model
+from tiny import D, tiny_corpus, tiny_model, tiny_sae
 
 import saeval
 from saeval import InputError
 from saeval.llm.transcript import PromptReply, pack, prompt_replies, unpack
 from saeval.models.coders import LinearCoder
-from saeval.models.live import only_loaded
+from saeval.models.live import only_local, release_models
 from saeval.models.logit_lens import directions
 from saeval.plugin import (
     FillReply,
@@ -143,7 +143,7 @@ def test_what_an_earlier_version_packed_is_read():
 
 
 class Source:
-    """Lends a coder of known directions, and a tiny model where it is in memory."""
+    """Lends a coder of known directions, and a tiny model."""
 
     def __init__(self, model: str, decoder: torch.Tensor):
         self.model, self.coder = model, LinearCoder(decoder.T, decoder)
@@ -167,25 +167,94 @@ def test_neighbours_are_the_nearest_by_cosine_and_tokens_those_whose_logits_rise
     decoder = torch.stack(
         [decoder[0], 5 * (decoder[0] + 0.1 * decoder[1]), decoder[0] - decoder[1], -decoder[0], decoder[2]]
     )
-    source = Source(str(tiny_model(tmp_path, "llama")), decoder)
-    without = directions(source, [0, 4], decoder.numel())
+    source = Source(str(tmp_path / "llama"), decoder)
+    without, missing = directions(source, [0, 4], decoder.numel())
+    assert missing == f"promoted tokens (model {source.model}: no such file or folder)"
+    tiny_model(tmp_path / "llama", "llama")
     assert without[0]["neighbours"] == [1, 2, 4, 3] and without[0]["cosines"] == pytest.approx(
         [0.995, 0.7071, 0, -1], abs=1e-3
     )
-    assert "promoted" not in without[0]  # the model was not in memory
+    assert "promoted" not in without[0]
     subject = source.subject()
-    found = directions(source, [0, 4], decoder.numel())
+    found, missing = directions(source, [0, 4], decoder.numel())
+    assert missing == ""
     for row, latent in zip(found, (0, 4), strict=True):
         best = subject.promoted(decoder[latent]).topk(10).indices.tolist()
         assert row["promoted"] == [subject.text([token]) for token in best]
-    assert directions(source, [0], 1 << 40) == []
-    assert directions(SimpleNamespace(offers=frozenset), [0], 1) == []
+    assert directions(source, [0], 1 << 40) == ([], "")
+    assert directions(SimpleNamespace(offers=frozenset), [0], 1) == ([], "")
 
 
-def test_only_models_in_memory_are_lent_where_that_is_asked_for(tmp_path):
+def test_models_that_need_a_download_or_more_memory_than_is_free_are_not_loaded_only_for_facts(tmp_path, monkeypatch):
     name = str(tiny_model(tmp_path, "llama"))
-    with only_loaded(), pytest.raises(InputError, match="not in memory"):
-        LiveModel.load(name)
+    monkeypatch.setattr("saeval.models.loading.free_memory", lambda: 1000)
+    with only_local():
+        with pytest.raises(InputError, match="needs 0.0 GB of memory, but 0.0 GB are free"):
+            LiveModel.load(name)
+        with pytest.raises(InputError, match="model nobody/nothing is not on this machine"):
+            LiveModel.load("nobody/nothing")
     live = LiveModel.load(name)
-    with only_loaded():
+    with only_local():
         assert LiveModel.load(name) is live
+
+
+@pytest.fixture
+def compared(tmp_path, monkeypatch):
+    """A task of an SAE and a random one, and a function that starts without activations and models in memory."""
+    model, corpus = tiny_model(tmp_path / "model"), tiny_corpus(tmp_path / "corpus.jsonl")
+    coder = {"use": "sae_lens", "with": {"path": str(tiny_sae(tmp_path / "sae"))}}
+    text = {"path": str(corpus), "context": 32}
+    spec = {
+        "saeval": 1, "task": "facts", "version": "1.0",
+        "source": {"use": "transformers", "with": {"model": str(model), "coder": coder, "corpus": text, "accept_mismatch": True}},
+        "latents": {"n": 5, "min_windows": 8},
+        "sampler": {"use": "random", "with": {"window": 8, "explain": 5, "score": 5, "non_activating": {"n": 5}}},
+        "llms": {"judge": {"model": "scripted/no", "reply": "[0]"}}, "explainer": "top_tokens", "scorers": {"detection": {}},
+        "baselines": [{"use": "random_sae", "with": {"n_latents": 40, "k": 4}}],
+    }  # fmt: skip
+
+    def anew(cache):
+        monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / cache))
+        release_models()
+
+    return spec, anew
+
+
+FACTS = ("latent", "neighbours", "cosines", "decoder_norm", "promoted", "suppressed")
+
+
+def facts(run) -> list[list]:
+    return [[row[name] for name in FACTS] for cell in ("all", "coder=random_sae") for row in rows(run, cell, "latents")]
+
+
+def test_facts_of_latents_do_not_depend_on_whether_activations_were_cached(tmp_path, compared):
+    task, anew = compared
+    anew("a")
+    saeval.run(task, out=tmp_path / "at-once")
+    anew("b")
+    saeval.run(task, out=tmp_path / "in-steps", limit=2)
+    release_models()
+    saeval.run(task, out=tmp_path / "in-steps")
+    assert facts(tmp_path / "in-steps") == facts(tmp_path / "at-once")
+    assert all(None not in row for row in facts(tmp_path / "at-once"))
+
+
+def test_run_says_which_facts_are_missing_and_a_rerun_adds_them(tmp_path, compared, monkeypatch):
+    task, anew = compared
+    anew("c")
+    saeval.run(task, out=tmp_path / "run", limit=2)
+    before = facts(tmp_path / "run")
+    release_models()
+    with monkeypatch.context() as patch:
+        patch.setattr("saeval.models.loading.free_memory", lambda: 0)
+        run = saeval.run(task, out=tmp_path / "run")
+    for cell in ("all", "coder=random_sae"):
+        start = f"{cell}: 3 latents have no promoted tokens (model {tmp_path / 'model'} needs 0.0 GB of memory"
+        assert any(text.startswith(start) and "rerun the same command" in text for text in run.warnings)
+    found = facts(tmp_path / "run")
+    kept = [row for row in found if row in before]
+    assert len(kept) == 4 and sum(row[-1] is None for row in found) == 6
+    assert all(None not in row[:-2] for row in found)  # those of the decoder need no model
+    run = saeval.run(task, out=tmp_path / "run")
+    assert not any("promoted" in text for text in run.warnings)
+    assert all(None not in row for row in facts(tmp_path / "run"))

@@ -43,6 +43,8 @@ class RandomSae(Coder):
     """Seed of the directions."""
     _reference: Coder | None = PrivateAttr(default=None)
     """The SAE to measure; None if nothing is missing."""
+    _width: int | None = PrivateAttr(default=None)
+    """Width of the SAE it is compared with, which reads the same activations; None if unknown."""
     _fit: tuple[NDArray[np.float32], NDArray[np.float32]] | None = PrivateAttr(default=None)
     """Thresholds and decoder norms, for `match: rates`.  [n_latents] each"""
 
@@ -57,10 +59,16 @@ class RandomSae(Coder):
     def beside(self, other: Coder) -> RandomSae:
         """Return a copy with another coder's width and L0, unless set; values missing from its files are measured
         later."""
-        found = self._sized(other.made_for(fetch=False))
+        made = other.made_for(fetch=False)
+        found = self._sized(made)
         if found.n_latents is None or found.k is None or self.match == "rates":
             found._reference = other
+        found._width = None if made.partial else other.width()
         return found
+
+    def width(self) -> int | None:
+        """Return the width of the SAE it is compared with, so that no model is loaded for it; None if unknown."""
+        return self._width
 
     def incomplete(self) -> bool:
         """Return whether anything must be measured on the other coder."""

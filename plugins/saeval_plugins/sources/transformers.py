@@ -34,7 +34,7 @@ from saeval_plugins.sources._forward import batch_tokens, captured, groups, text
 from saeval_plugins.sources._on_device import Nonzeros, WriterThread, to_device
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -186,17 +186,20 @@ class Transformers(ActivationSource):
 
     @cached_property
     def _weights(self) -> SparseCoder:
-        coder = self._complete(self._live()) if self.coder.incomplete() else self.coder
+        coder = self._complete(self._live)
         return load_coder(coder, "cpu", coder.width() or self.subject().width)
 
-    def _complete(self, live: LiveModel, data: TokenDataset | None = None) -> Coder:
-        """Return the coder; for an incomplete baseline, measure what is missing on the coder that it replaces."""
+    def _complete(self, live: Callable[[], LiveModel], data: TokenDataset | None = None) -> Coder:
+        """Return the coder; for an incomplete baseline, measure what is missing on the coder that it replaces.
+
+        The model is not asked for if the measurement is in the cache.
+        """
         if not self.coder.incomplete():
             return self.coder
         sized = self.coder.completed(self._width_and_l0(live, data))
         if not sized.incomplete():
             return sized
-        return sized.fitted(cached_fit(self, lambda: sized.fit(*self._original_and_activations(live, data))))
+        return sized.fitted(cached_fit(self, lambda: sized.fit(*self._original_and_activations(live(), data))))
 
     def _original_and_activations(self, live: LiveModel, data: TokenDataset | None) -> tuple[SparseCoder, Tensor]:
         """Return the coder that this baseline replaces, and activations at its hookpoint.  [tokens, d_in]"""
@@ -208,7 +211,7 @@ class Transformers(ActivationSource):
         found = [x.flatten(0, 1)[mask.flatten()].cpu() for x, mask in _samples(live, point, data, self._sampled)]
         return load_coder(original.coder, "cpu", live.width(point)), torch.cat(found)
 
-    def _width_and_l0(self, live: LiveModel, data: TokenDataset | None = None) -> MadeFor:
+    def _width_and_l0(self, load: Callable[[], LiveModel], data: TokenDataset | None = None) -> MadeFor:
         """Return width and L0 of the coder that this baseline replaces, from its files or measured on the corpus."""
         import numpy as np
 
@@ -218,6 +221,7 @@ class Transformers(ActivationSource):
             return made
 
         def measure() -> dict[str, NDArray[np.float64]]:
+            live = load()
             tokens = data or self._corpus.tokenize(live.tokenizer, live.vocabulary)
             point = _hookpoint(original, live)
             coder = load_coder(original.coder, live.device, live.width(point))
@@ -408,7 +412,7 @@ class _Reading:
         if conflicts and not source.accept_mismatch:
             raise _mismatch(conflicts)
         width = live.width(self.point)
-        coder = source._complete(live, data)
+        coder = source._complete(lambda: live, data)
         self.coder: SparseCoder = load_coder(coder, live.device, width)
         if self.coder.d_in != width:
             raise _width_mismatch(self.coder.d_in, str(self.point), live.name, width)

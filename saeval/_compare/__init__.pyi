@@ -34,6 +34,7 @@ from saeval._compare.score_rows import (
     latent_score_rows as latent_score_rows,
     score_row as score_row,
 )
+from saeval._compare.settings import TextOf as TextOf, differing_text as differing_text
 from saeval._compare.stats import (
     correlated as correlated,
     mean_interval as mean_interval,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from saeval._compare import stats
 from saeval._compare.lift_rows import Key, Lifted, Reading, key_of, with_lifts
+from saeval._compare.settings import TextOf, differing_text
 from saeval._util import interval, number
 from saeval.records import MAIN, CellResult, Ranking, RunResult, ScoreRow, split_ranking
 
@@ -202,6 +203,8 @@ class Leaderboard:
             )
         else:
             found.append(f"{self.note}.")
+        contestants = [x.cell for x in self.standings if x.cell.baseline is None and x.cell.corpus]
+        found += differing_text(TextOf(c.cell, c.subject, c.corpus, c.text_options) for c in contestants)
         found += [f"{scorer}: {reading.text}." for scorer, reading in self.readings.items() if reading.text]
         for between, difference in (
             ("two contestants", self.smallest_difference),

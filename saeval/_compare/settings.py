@@ -1,16 +1,17 @@
-"""Finds settings of samplers, explainers and scorers that differ between runs or cells."""
+"""Finds settings of samplers, explainers, scorers and text that differ between runs or cells."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from pydantic import JsonValue
 
 from saeval._util import counted
 from saeval.records import CellResult, PartSettings
 
-_SHOWN = 4  # options that a text names
+_SHOWN = 4  # options, or cells, that a text names
 _LONGEST = 40  # characters of a value
 
 _Sides = Mapping[str, Sequence[PartSettings]]
@@ -40,6 +41,51 @@ def differing_settings(sides: Mapping[str, Sequence[CellResult]]) -> Iterator[st
         found = {name: parts for name, parts in found.items() if parts}
         if said := _differences(found):
             yield f"{place}: {said}"
+
+
+class TextOf(NamedTuple):
+    """The text that a cell reads.
+
+    Attributes:
+        cell: Name of the cell.
+        kin: What cells must share for a comparison: the subject model, or all options but those of the coder.
+        corpus: Hash of the tokens; any other text, distinct for each cell, if unknown.
+        options: Options about the text that the spec leaves to the coder's files.
+    """
+
+    cell: str
+    kin: str
+    corpus: str
+    options: Mapping[str, JsonValue]
+
+
+def differing_text(texts: Iterable[TextOf]) -> Iterator[str]:
+    """Yield a note for each option that coders' files set differently, so that cells read different text.
+
+    Cells that differ in their text only because the spec says so, such as on an axis of corpora, are not noted.
+    """
+    kin: dict[str, list[TextOf]] = {}
+    for text in texts:
+        kin.setdefault(text.kin, []).append(text)
+    for some in kin.values():
+        if len({text.corpus for text in some}) == 1:
+            continue
+        for option in dict.fromkeys(option for text in some for option in text.options):
+            cells: dict[str, list[str]] = {}
+            for text in some:
+                if option in text.options:
+                    cells.setdefault(_text(text.options[option]), []).append(text.cell)
+            if len(cells) > 1:
+                said = ", ".join(f"{value} ({_names(names)})" for value, names in cells.items())
+                yield (
+                    f"The coders' files set different values of {option}: {said}. Part of a difference between these "
+                    f"cells may come from the text; set source.with.{option} to a common value."
+                )
+
+
+def _names(names: Sequence[str]) -> str:
+    more = [f"{len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
+    return ", ".join([*names[:_SHOWN], *more])
 
 
 def _distinct(cells: Sequence[CellResult], place: str) -> list[PartSettings]:

@@ -45,7 +45,7 @@ from saeval.records import (
     ScoreRow,
     VarianceParts,
 )
-from saeval.task import AGAIN, HALVES, OF_ALL_LATENTS, REPEATED
+from saeval.task import AGAIN, HALVES, OF_ALL_LATENTS, REPEATED, text_options_of
 
 if TYPE_CHECKING:
     from saeval.task import Cell, Part, Task
@@ -179,6 +179,7 @@ def _cell_result(task: Task, outcome: CellState) -> CellResult:
         coder={"plugin": coder, **_coder_facts(facts)},
         subject=str(facts.get("subject", "")),
         corpus=str(store.manifest["files"]["tokens.npy"]["blake2b"]),
+        text_options=text_options_of(cell.source.plugin),
         explainer=explainer,
         settings=_settings(cell),
         measures=measures,

@@ -193,6 +193,7 @@ def validate(task: Any, assignments: Sequence[str], llms: Sequence[str], without
         sources = {cell.name: cell.source for cell in built.cells}
         cautions = {name: said_by(source.label, source.plugin.cautions) for name, source in sources.items()}
         warnings = [f"{name}: {caution}" for name, said in cautions.items() for caution in said]
+        warnings += _text_notes(built)
         rows.append(
             {
                 "valid": True,
@@ -209,6 +210,24 @@ def validate(task: Any, assignments: Sequence[str], llms: Sequence[str], without
                 say(f"warning: {warning}", err=True)
     if as_json:
         print_json({"valid": True, "group": group, "tasks": rows} if group else rows[0])
+
+
+def _text_notes(task: Task) -> list[str]:
+    """Return notes about contestants that will read different text because of their coders' files."""
+    from saeval._util import content_hash
+    from saeval.task import text_options_of
+
+    contestants = [cell for cell in task.cells if cell.baseline is None]
+    found = [(cell, text_options_of(cell.source.plugin)) for cell in contestants]
+    if all(options == found[0][1] for _, options in found):
+        return []
+    from saeval._compare import TextOf, differing_text  # slow to import
+
+    texts = []
+    for cell, options in found:
+        given = cell.source.plugin.model_dump(mode="json", exclude={"coder", "hookpoint"})
+        texts.append(TextOf(cell.name, content_hash(cell.source.loaded.id, given), content_hash(options), options))
+    return list(differing_text(texts))
 
 
 @click.command()
@@ -265,6 +284,7 @@ def plan(
     group, tasks = load_all(task, assignments, llms, open_registry(without))
     measured = speed(like) if like else None
     plans = {built.name: make_plan(built, limit, measured) for built in tasks}
+    notes = {built.name: _text_notes(built) for built in tasks}
     more = {name: [*worth(of_task.steps, like)] if like else [] for name, of_task in plans.items()}
     if as_json:
         found = {name: of_task.as_json() for name, of_task in plans.items()}
@@ -276,6 +296,8 @@ def plan(
         if group:
             say(f"=== {name}")
         _show_plan(of_task)
+        for note in notes[name]:
+            say(fold(note))
         for of_scorer in more[name]:
             say(fold(of_scorer.text))
     click.echo("\n" + "\n".join(map(fold, ASSUMPTIONS)))

@@ -221,6 +221,14 @@ class ActivationSource(Plugin):
         """
         return []
 
+    def text_options(self) -> dict[str, JsonValue]:
+        """Return options about the text that the spec leaves to the coder's files, with their values.
+
+        Keys are those below `source.with`, such as `corpus.context`. Boards and `validate` note coders for which they
+        differ, since part of a difference between scores may then come from the text.
+        """
+        return {}
+
     def only(self, latents: Sequence[int]) -> ActivationSource:
         """Return a source restricted to these latents, if that is less work; otherwise itself.
 

@@ -53,6 +53,8 @@ class CellResult(Documented):
     """The subject model."""
     corpus: str = ""
     """Hash of the corpus as tokens of the subject model; cells with equal hashes share windows. Empty if unknown."""
+    text_options: dict[str, JsonValue] = {}
+    """Options about the text that the spec leaves to the coder's files, with their values: `corpus.context`, …"""
     explainer: str
     """Full name and version of the explainer plugin, and its model."""
     settings: dict[str, PartSettings] = {}

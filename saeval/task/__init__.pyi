@@ -1,6 +1,6 @@
 from saeval.task.files import find_group as find_group, shipped_tasks as shipped_tasks
 from saeval.task.from_flags import TaskFlags as TaskFlags, spec_from_flags as spec_from_flags
-from saeval.task.guarded import said_by as said_by
+from saeval.task.guarded import said_by as said_by, text_options_of as text_options_of
 from saeval.task.loader import (
     AGAIN as AGAIN,
     HALVES as HALVES,

@@ -554,3 +554,42 @@ def test_what_nobody_foresaw_is_one_sentence_with_the_logs_path_and_exit_code_70
     done = CliRunner().invoke(main, ["run", "--task", str(spec), "--out", str(tmp_path / "b"), "--display", "none"])
     assert done.exit_code == 70 and "Traceback" not in done.output and str(tmp_path / "b/logs/run.log") in done.output
     assert "Traceback" in (tmp_path / "b/logs/run.log").read_text()
+
+
+def two_coders(tmp_path, model, corpus, **changes):
+    """The path of a spec of two SAEs, the first trained on contexts of 24 tokens and the other on 40, with BOS."""
+    found = []
+    for name, context in (("a", 24), ("b", 40)):
+        path = tiny_sae(tmp_path / name, metadata={"context_size": context, "prepend_bos": True})
+        found.append({"id": name, "coder": {"use": "sae_lens", "with": {"path": str(path)}}})
+    path = task(tmp_path / "t.yaml", model, "${matrix.sae.coder}", {"path": str(corpus)}, hookpoint="layers.1")
+    spec = yaml.safe_load(path.read_text()) | {"matrix": {"sae": found}} | changes
+    spec["source"]["with"]["accept_mismatch"] = True
+    path.write_text(yaml.safe_dump(spec))
+    return path
+
+
+TWO_TEXTS = "The coders' files set different values of corpus.context: 23 (%ssae=a), 39 (%ssae=b)."
+
+
+def test_coders_whose_files_set_other_contexts_are_noted_before_collecting_and_on_boards(tmp_path, model, corpus):
+    path = two_coders(tmp_path, model, corpus, baselines=[{"use": "random_sae"}])
+    for command in ("validate", "plan"):
+        said = " ".join(CliRunner().invoke(main, [command, str(path)]).output.split())
+        assert said.count(TWO_TEXTS % ("", "")) == 1 and "set source.with.corpus.context to a common value" in said
+    run = saeval.run(path, out=tmp_path / "run")
+    assert sum(note.startswith(TWO_TEXTS % ("", "")) for note in saeval.Leaderboard.of(run).notes) == 1
+    joined = CliRunner().invoke(main, ["leaderboard", str(tmp_path / "run")]).output
+    assert TWO_TEXTS % ("run:", "run:") in " ".join(joined.split())
+
+
+def test_cells_that_differ_in_text_on_purpose_are_not_noted(tmp_path, model, corpus):
+    texts = [{"id": str(n), "text": {"path": str(corpus), "context": n}} for n in (23, 31)]
+    path = two_coders(tmp_path, model, corpus)
+    spec = yaml.safe_load(path.read_text())
+    spec["matrix"]["corpus"], spec["source"]["with"]["corpus"] = texts, "${matrix.corpus.text}"
+    path.write_text(yaml.safe_dump(spec))
+    run = saeval.run(path, out=tmp_path / "run")
+    assert len({cell.corpus for cell in run.cells}) == 2
+    assert not any("different values" in note for note in saeval.Leaderboard.of(run).notes)
+    assert "different values" not in CliRunner().invoke(main, ["validate", str(path)]).output

@@ -135,6 +135,15 @@ class Transformers(ActivationSource):
         conflicts = [f"Accepted as it is: {conflict}." for conflict in fit.conflicts()]
         return conflicts + fit.cautions()
 
+    def text_options(self) -> dict[str, JsonValue]:
+        """Return context length and BOS, unless the spec sets them or the coder's files are not downloaded yet."""
+        if self.coder.made_for(fetch=False).partial:
+            return {}
+        fit, given = self._fit(), self.corpus
+        found: dict[str, JsonValue] = {"corpus.context": fit.context, "corpus.bos": fit.bos}
+        set_by_spec = {"corpus.context": given.context, "corpus.bos": given.bos}
+        return {key: value for key, value in found.items() if set_by_spec[key] is None}
+
     def fingerprint(self) -> JsonValue:
         """Return what activations depend on: model, precision, corpus, hookpoint, and the coder's weights."""
         latents = [] if self._latents is None else [list(self._latents)]

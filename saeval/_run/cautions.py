@@ -167,9 +167,10 @@ def _unusual_l0(outcomes: Mapping[str, CellState]) -> Iterator[str]:
         l0 = outcome.l0
         random = outcome.cell.baseline is not None and outcome.store.facts.get("architecture") == "random top-k"
         if random and beside and all(not other / _FAR <= l0 <= other * _FAR for other in beside):
+            shown = " to ".join(dict.fromkeys(f"{other:.3g}" for other in (min(beside), max(beside))))
             yield (
-                f"{name}: {l0:.3g} latents fire per token, but {min(beside):.3g} to {max(beside):.3g} in the coders "
-                "that it is a baseline for; set its option `k`."
+                f"{name}: {l0:.3g} latents fire per token, but {shown} in the coders that it is a baseline for; set "
+                "its option `k`."
             )
 
 

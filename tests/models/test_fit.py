@@ -593,3 +593,14 @@ def test_cells_that_differ_in_text_on_purpose_are_not_noted(tmp_path, model, cor
     assert len({cell.corpus for cell in run.cells}) == 2
     assert not any("different values" in note for note in saeval.Leaderboard.of(run).notes)
     assert "different values" not in CliRunner().invoke(main, ["validate", str(path)]).output
+
+
+def test_unlike_l0_of_a_random_sae_is_compared_with_one_number_if_there_is_one(tmp_path, model, corpus):
+    random = {"use": "random_sae", "with": {"n_latents": 40, "k": 20}}
+    sae = {"use": "sae_lens", "with": {"path": str(tiny_sae(tmp_path / "sae"))}}
+    path = task(tmp_path / "t.yaml", model, sae, {"path": str(corpus), "context": 32}, hookpoint="layers.1")
+    spec = yaml.safe_load(path.read_text()) | {"baselines": [random]}
+    spec["source"]["with"]["accept_mismatch"] = True
+    run = saeval.run(spec, out=tmp_path / "run")
+    (said,) = (text for text in run.warnings if "baseline for" in text)
+    assert re.search(r"latents fire per token, but [0-9.]+ in the coders that it is a baseline for", said)

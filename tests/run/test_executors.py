@@ -62,7 +62,8 @@ class Marks(Scorer):
             await asyncio.Event().wait()
         if context.latent.index == self.blocks:
             time.sleep(3600)
-        windows = (Outcome(example="0:0", active=True, predicted=True) for _ in range(self.bulk))
+        window = examples.activating[0].id
+        windows = (Outcome(example=window, active=True, predicted=True) for _ in range(self.bulk))
         return Score(values={"constant": 1.0}, outcomes=tuple(windows))
 '''
 

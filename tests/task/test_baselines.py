@@ -40,7 +40,7 @@ class Ones(Coder):
 
     name = "ones"
 
-    def load(self, d_in, device, dtype):
+    def load(self, device, d_in):
         import torch
 
         return LinearCoder(encoder=torch.eye(d_in), k=2)

@@ -75,7 +75,8 @@ def _store(path: Path, nonzeros: int) -> ActivationStore:
         latent = np.sort(drawn, axis=1)
         new = np.diff(latent, axis=1, prepend=-1) != 0
         position = start * CONTEXT + np.nonzero(new)[0]
-        writer.add(position, latent[new], rng.standard_exponential(len(position), dtype=np.float32))
+        value = np.maximum(rng.standard_exponential(len(position), dtype=np.float32), 1e-6)  # it may be 0
+        writer.add(position, latent[new], value)
         writer.advance(start + n)
     return writer.finish()
 

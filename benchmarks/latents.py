@@ -85,7 +85,8 @@ def store(folder: Path, latents: int = _LATENTS) -> Path:
         latent = np.sort((latents * rng.random((here, _A_TOKEN)) ** _SKEW).astype(np.int64), axis=1)
         new = np.diff(latent, axis=1, prepend=-1) != 0
         position = start * _CONTEXT + np.nonzero(new)[0]
-        writer.add(position, latent[new], rng.standard_exponential(len(position), dtype=np.float32))
+        value = np.maximum(rng.standard_exponential(len(position), dtype=np.float32), 1e-6)  # it may be 0
+        writer.add(position, latent[new], value)
         writer.advance(start + here // _CONTEXT)
     writer.finish()
     return place

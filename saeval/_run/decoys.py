@@ -101,20 +101,23 @@ class Decoys:
         """Yield at least 64 latents at a time that fire on other tokens, if there are as many; nearest ones first."""
         found: list[NDArray[np.int64]] = []
         distances: list[NDArray[np.float64]] = []
+
+        def nearest() -> NDArray[np.int64]:
+            return np.concatenate(found)[np.argsort(np.concatenate(distances), kind="stable")]
+
         for drawn in self._by_firings.draw(latent, rng):
             windows = search.sample(drawn, rng)
             if len(windows.ids):
-                others = self._profiles(windows, search)
-                latents = windows.latents[np.flatnonzero(np.diff(windows.latents, prepend=-1))]
+                others, latents = self._profiles(windows, search), windows.latents[windows.begins]
                 distance = profile.distance(others) + np.maximum(0.0, 1 - self._store.firings[latents] / wanted)
                 comparable = np.flatnonzero(~(profile.overlap(others) > _SAME_TOKENS))
                 found.append(latents[comparable])
                 distances.append(distance[comparable])
             if sum(map(len, found)) >= _TRIED:
-                yield np.concatenate(found)[np.argsort(np.concatenate(distances), kind="stable")]
+                yield nearest()
                 found, distances = [], []
         if found:
-            yield np.concatenate(found)[np.argsort(np.concatenate(distances), kind="stable")]
+            yield nearest()
 
     def _choose(
         self, nearest: NDArray[np.int64], profile: Profiles, search: _Search, wanted: int, rng: np.random.Generator
@@ -135,11 +138,12 @@ class Decoys:
         if not offered:
             return None
         parts = [windows.take(np.arange(min(_COMPARED, len(windows.ids)))) for windows in offered]
-        others = self._profiles(_Windows(*map(np.concatenate, zip(*parts, strict=True))), search)
+        others = self._profiles(_Windows.joined(parts), search)
         return offered[int(np.argmin(profile.distance(others) + np.array(missing)))]
 
     def _profiles(self, windows: _Windows, search: _Search) -> Profiles:
-        owner = np.cumsum(np.diff(windows.latents, prepend=windows.latents[:1]) != 0)
+        begins = windows.begins
+        owner = np.repeat(np.arange(len(begins)), np.diff(begins, append=len(windows.ids)))
         firings, starts = (windows.low, windows.high), search.starts(windows)
         return profiles_of(self._store, firings, starts, owner, self._kinds, search.window, self._threshold)
 
@@ -159,9 +163,19 @@ class _Windows(NamedTuple):
     low: NDArray[np.int64]
     high: NDArray[np.int64]
 
+    @property
+    def begins(self) -> NDArray[np.intp]:
+        """The first window of each latent.  [latents]"""
+        return np.flatnonzero(np.diff(self.latents, prepend=-1))
+
     def take(self, which: NDArray[np.int64]) -> _Windows:
         """Return some of the windows."""
         return _Windows(*(values[which] for values in self))
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Windows]) -> _Windows:
+        """Return windows of different latents as one."""
+        return cls(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 class _ByFirings:
@@ -258,7 +272,7 @@ class _Search:
             return few
         more, _ = self._sample(latents[short], _COMPARED // 2 * self.window, rng)
         enough = few.take(np.flatnonzero(~np.repeat(short, found)))
-        return _Windows(*map(np.concatenate, zip(enough, more, strict=True)))
+        return _Windows.joined([enough, more])
 
     def _sample(
         self, latents: NDArray[np.int64], tried: int, rng: np.random.Generator

@@ -213,11 +213,11 @@ def compared(tmp_path, monkeypatch):
         "baselines": [{"use": "random_sae", "with": {"n_latents": 40, "k": 4}}],
     }  # fmt: skip
 
-    def anew(cache):
+    def use_cache(cache):
         monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / cache))
         release_models()
 
-    return spec, anew
+    return spec, use_cache
 
 
 FACTS = ("latent", "neighbours", "cosines", "decoder_norm", "promoted", "suppressed")
@@ -228,10 +228,10 @@ def facts(run) -> list[list]:
 
 
 def test_facts_of_latents_do_not_depend_on_whether_activations_were_cached(tmp_path, compared):
-    task, anew = compared
-    anew("a")
+    task, use_cache = compared
+    use_cache("a")
     saeval.run(task, out=tmp_path / "at-once")
-    anew("b")
+    use_cache("b")
     saeval.run(task, out=tmp_path / "in-steps", limit=2)
     release_models()
     saeval.run(task, out=tmp_path / "in-steps")
@@ -240,8 +240,8 @@ def test_facts_of_latents_do_not_depend_on_whether_activations_were_cached(tmp_p
 
 
 def test_run_says_which_facts_are_missing_and_a_rerun_adds_them(tmp_path, compared, monkeypatch):
-    task, anew = compared
-    anew("c")
+    task, use_cache = compared
+    use_cache("c")
     saeval.run(task, out=tmp_path / "run", limit=2)
     before = facts(tmp_path / "run")
     release_models()

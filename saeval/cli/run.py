@@ -178,7 +178,6 @@ def _show_run(result: RunResult, path: Path) -> None:
 def validate(task: Any, assignments: Sequence[str], llms: Sequence[str], without: Sequence[str], as_json: bool) -> None:
     """Check a task spec, its plugins, options and files. Loads no model."""
     from saeval._util import SpecError, counted
-    from saeval.task import said_by
 
     try:
         group, tasks = load_all(task, assignments, llms, open_registry(without))
@@ -190,10 +189,7 @@ def validate(task: Any, assignments: Sequence[str], llms: Sequence[str], without
     rows = []
     for built in tasks:
         cells = [cell.name for cell in built.cells]
-        sources = {cell.name: cell.source for cell in built.cells}
-        cautions = {name: said_by(source.label, source.plugin.cautions) for name, source in sources.items()}
-        warnings = [f"{name}: {caution}" for name, said in cautions.items() for caution in said]
-        warnings += _text_notes(built)
+        warnings = _warnings(built)
         rows.append(
             {
                 "valid": True,
@@ -210,6 +206,15 @@ def validate(task: Any, assignments: Sequence[str], llms: Sequence[str], without
                 say(f"warning: {warning}", err=True)
     if as_json:
         print_json({"valid": True, "group": group, "tasks": rows} if group else rows[0])
+
+
+def _warnings(task: Task) -> list[str]:
+    """Return what the sources of a task's cells warn of, and notes about contestants that read different text."""
+    from saeval.task import said_by
+
+    sources = {cell.name: cell.source for cell in task.cells}
+    cautions = {name: said_by(source.label, source.plugin.cautions) for name, source in sources.items()}
+    return [f"{name}: {caution}" for name, said in cautions.items() for caution in said] + _text_notes(task)
 
 
 def _text_notes(task: Task) -> list[str]:
@@ -284,20 +289,21 @@ def plan(
     group, tasks = load_all(task, assignments, llms, open_registry(without))
     measured = speed(like) if like else None
     plans = {built.name: make_plan(built, limit, measured) for built in tasks}
-    notes = {built.name: _text_notes(built) for built in tasks}
+    warnings = {built.name: _warnings(built) for built in tasks}
     more = {name: [*worth(of_task.steps, like)] if like else [] for name, of_task in plans.items()}
     if as_json:
         found = {name: of_task.as_json() for name, of_task in plans.items()}
         for name, of_task_worth in more.items():
             found[name]["more_money"] = [of_scorer._asdict() for of_scorer in of_task_worth]
+            found[name]["warnings"] = warnings[name]
         print_json({"group": group, "plans": found} if group else next(iter(found.values())))
         return
     for name, of_task in plans.items():
         if group:
             say(f"=== {name}")
         _show_plan(of_task)
-        for note in notes[name]:
-            say(fold(note))
+        for warning in warnings[name]:
+            say(fold(f"warning: {warning}"), err=True)
         for of_scorer in more[name]:
             say(fold(of_scorer.text))
     click.echo("\n" + "\n".join(map(fold, ASSUMPTIONS)))

@@ -577,6 +577,8 @@ def test_coders_whose_files_set_other_contexts_are_noted_before_collecting_and_o
     for command in ("validate", "plan"):
         said = " ".join(CliRunner().invoke(main, [command, str(path)]).output.split())
         assert said.count(TWO_TEXTS % ("", "")) == 1 and "set source.with.corpus.context to a common value" in said
+        warnings = json.loads(CliRunner().invoke(main, [command, str(path), "--json"]).stdout)["warnings"]
+        assert any(warning.startswith(TWO_TEXTS % ("", "")) for warning in warnings)
     run = saeval.run(path, out=tmp_path / "run")
     assert sum(note.startswith(TWO_TEXTS % ("", "")) for note in saeval.Leaderboard.of(run).notes) == 1
     joined = CliRunner().invoke(main, ["leaderboard", str(tmp_path / "run")]).output

@@ -57,8 +57,12 @@ def batches(contexts: int, a_token: int) -> Iterator[Batch]:
         latent = np.sort(table[rng.integers(2**22, size=(n * CONTEXT, a_token), dtype=np.int32)], axis=1)
         new = np.diff(latent, axis=1, prepend=-1) != 0  # a latent drawn twice for one token fires once
         position = start * CONTEXT + np.nonzero(new)[0]
-        value = np.maximum(rng.standard_exponential(len(position), dtype=np.float32), 1e-6)  # it may be 0
-        yield Batch(start + n, position, latent[new], value)
+        yield Batch(start + n, position, latent[new], activations(len(position), rng))
+
+
+def activations(n: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Return exponential activations.  [n]"""
+    return np.maximum(rng.standard_exponential(n, dtype=np.float32), 1e-6)  # stores refuse 0, which may be drawn
 
 
 def write_store(path: Path, contexts: int, a_token: int, every: int = 1) -> ActivationStore:

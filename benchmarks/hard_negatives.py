@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.generated import CONTEXT, corpus
+from benchmarks.generated import CONTEXT, activations, corpus
 from benchmarks.harness import Bench, Figure, cpu_seconds, peak_rss_mb
 from saeval.plugin import ActivationStore, ActivationWriter, LatentId, derive_rng
 
@@ -75,8 +75,7 @@ def _store(path: Path, nonzeros: int) -> ActivationStore:
         latent = np.sort(drawn, axis=1)
         new = np.diff(latent, axis=1, prepend=-1) != 0
         position = start * CONTEXT + np.nonzero(new)[0]
-        value = np.maximum(rng.standard_exponential(len(position), dtype=np.float32), 1e-6)  # it may be 0
-        writer.add(position, latent[new], value)
+        writer.add(position, latent[new], activations(len(position), rng))
         writer.advance(start + n)
     return writer.finish()
 

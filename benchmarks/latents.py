@@ -65,6 +65,7 @@ def store(folder: Path, latents: int = _LATENTS) -> Path:
     """Make the store that all runs with as many latents share, unless it is there; return its path."""
     import numpy as np
 
+    from benchmarks.generated import activations
     from saeval.plugin import ActivationWriter, TokenDataset
 
     place = folder / ("store" if latents == _LATENTS else f"store-{latents}")
@@ -85,8 +86,7 @@ def store(folder: Path, latents: int = _LATENTS) -> Path:
         latent = np.sort((latents * rng.random((here, _A_TOKEN)) ** _SKEW).astype(np.int64), axis=1)
         new = np.diff(latent, axis=1, prepend=-1) != 0
         position = start * _CONTEXT + np.nonzero(new)[0]
-        value = np.maximum(rng.standard_exponential(len(position), dtype=np.float32), 1e-6)  # it may be 0
-        writer.add(position, latent[new], value)
+        writer.add(position, latent[new], activations(len(position), rng))
         writer.advance(start + here // _CONTEXT)
     writer.finish()
     return place

@@ -11,6 +11,7 @@ import torch
 from tiny import KINDS, TEXT, D, tiny_model, tiny_tokenizer
 
 from saeval import InputError
+from saeval.models.gguf import fast_gguf
 from saeval.plugin import HookPoint, LiveModel
 
 TOKENS = torch.arange(3, 3 + 2 * 12).reshape(2, 12)
@@ -385,6 +386,22 @@ def test_gguf_files_load_as_transformers_loads_them(gguf_file, capfd):
     tokenizer = AutoTokenizer.from_pretrained(**where)
     assert live.tokenizer.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
     assert live.tokenizer(TEXT).input_ids == tokenizer(TEXT).input_ids
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # random bytes hold scales that are no numbers
+@pytest.mark.parametrize("rows", [1, 5, 64, 1100])
+@pytest.mark.parametrize("kind", ["Q4_0", "Q5_1", "Q8_0", "Q4_K", "Q6_K", "IQ4_XS", "BF16"])
+def test_quantized_weights_unpack_as_gguf_unpacks_them(gguf_file, kind, rows):
+    gguf = pytest.importorskip("gguf")
+    kind = gguf.GGMLQuantizationType[kind]
+    packed = np.random.default_rng(rows).integers(256, size=(2, rows, *gguf.quant_shape_to_byte_shape((512,), kind)))
+    packed = packed.astype(np.uint8)
+    expected = gguf.dequantize(packed, kind)
+    with fast_gguf(gguf_file):
+        found = gguf.dequantize(packed, kind)
+    assert found.dtype == expected.dtype
+    assert found.shape == expected.shape == (2, rows, 512)
+    assert np.array_equal(found.view(np.uint32), expected.view(np.uint32))
 
 
 def test_damaged_gguf_files_are_refused(gguf_file, tmp_path):

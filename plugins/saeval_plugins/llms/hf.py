@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 _ROWS = 32  # rows per forward pass; a fixed number, so that a request always has the same rounding errors
 _POSITIONS = 64  # hidden states that are unembedded at a time, because vocabularies are large
 _PREFIXES_KEPT = 4
-_PROMPTS_KEPT = 8  # batches of prompts
+_PROMPT_BYTES = 1 << 29  # memory for keys and values of prompts; a sixteenth of the weights if that is more
 _PLAIN_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer"}  # cache layers with keys and values, no recurrent state
 _EXPLICIT_POSITIONS = {
     "gemma", "gemma2", "gemma3", "gemma3_text", "gpt2", "gpt_neox", "llama", "mistral", "olmo2", "phi", "phi3",
@@ -376,9 +376,16 @@ class HF(LLM):
         own = slice(len(head), None)
         kept = [(layer.keys[:, :, own].clone(), layer.values[:, :, own].clone()) for layer in past.layers]
         self._prompts[key] = kept, last
-        if len(self._prompts) > _PROMPTS_KEPT:
+        sizes = [sum(tensor.nbytes for layer in batch for tensor in layer) for batch, _ in self._prompts.values()]
+        while sizes and sum(sizes) > self._prompt_bytes:
             self._prompts.popitem(last=False)
+            del sizes[0]
         return past, last
+
+    @cached_property
+    def _prompt_bytes(self) -> int:
+        weights = sum(weight.nbytes for weight in self._live.model.parameters())
+        return max(_PROMPT_BYTES, weights // 16)
 
     def _token_logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return log-probabilities of tokens.  hidden [positions, width], targets [positions, n] -> [positions, n]"""

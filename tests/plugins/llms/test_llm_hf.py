@@ -280,6 +280,31 @@ def test_prompts_are_computed_once_for_several_explanations(tmp_path):
     assert counts[1] == len(PROMPTS) * (len(llm._ids(" another one")) - 1) < counts[0]
 
 
+def test_prompts_of_many_latents_are_kept_as_long_as_they_fit_into_the_memory_for_them(tmp_path, monkeypatch):
+    llm = HF(model=str(tiny_model(tmp_path, "llama")))
+    latents = [tuple(f"{prompt} {n}" for prompt in PROMPTS) for n in range(20)]
+
+    def recomputed():
+        counts = []
+        for continuation in (" one", " another one"):
+            with computed(llm) as tokens:
+                for prompts in latents:
+                    asyncio.run(llm.logprobs(LogprobRequest(prompts, (continuation,), PREFIX)))
+                counts.append(tokens())
+        return counts[1] > len(latents) * len(PROMPTS) * len(llm._ids(" another one"))
+
+    assert not recomputed()
+    kept = sum(tensor.nbytes for batch, _ in llm._prompts.values() for layer in batch for tensor in layer)
+    llm._prompts.clear()
+    monkeypatch.setattr(llm, "_prompt_bytes", kept // 3)
+    assert recomputed()
+    held = sum(tensor.nbytes for batch, _ in llm._prompts.values() for layer in batch for tensor in layer)
+    assert 0 < held <= kept // 3
+    monkeypatch.setattr(llm, "_prompt_bytes", 1)
+    assert recomputed()
+    assert not llm._prompts
+
+
 @pytest.mark.parametrize("begun", [(), (Message("assistant", "It"),)])
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
 def test_few_shot_turns_are_computed_once(tmp_path, kind, begun):

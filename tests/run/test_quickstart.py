@@ -17,6 +17,7 @@ SMALLER = (
     LESS,
     "sampler.with.score=5",
     "sampler.with.non_activating.n=5",
+    "scorers.fuzzing.when.latents=1",
     "llms.explainer.max_tokens=12",
 )
 """Changes that shorten the quickstart, as its user could make them."""
@@ -65,7 +66,8 @@ def test_quickstart_compares_two_real_saes_with_both_floors(finished):
     for cell in cells.values():
         for scorer in ("embedding", "detection", "fuzzing"):
             own = next(r for r in cell["scores"] if r["scorer"] == scorer and r["variant"] == "explanation")
-            assert own["n"] == own["tried"] == 2 and own["ci95"][0] < own["ci95"][1]
+            assert own["n"] == own["tried"] == (1 if scorer == "fuzzing" else 2)
+            assert own["n"] == 1 or own["ci95"][0] < own["ci95"][1]
             assert {"random_explanation", "chance"} <= set(own["floor"])
     assert "PARTIAL" in done.stdout and "batchtopk" in done.stdout
     for name in ("report.md", "leaderboard.csv", "leaderboard.parquet"):

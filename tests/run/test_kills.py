@@ -26,7 +26,7 @@ from saeval.plugin.registry import Registry
 from saeval.task.loader import load_task
 
 KEY = "sk-canary-1234567890abcdef"
-KILLS = int(os.environ.get("SAEVAL_KILLS", "12"))
+KILLS = int(os.environ.get("SAEVAL_KILLS", "8"))
 
 
 def command(task, out):

@@ -7,7 +7,8 @@ import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 
 _STUCK = 1.0  # seconds without reaction to Ctrl-C after which the event loop counts as blocked
 
@@ -28,10 +29,56 @@ def run_async(main: Callable[[], Awaitable[None]]) -> None:
     except RuntimeError:
         asyncio.run(start())
         return
+    _run_in_thread(main)
+
+
+def _run_in_thread(main: Callable[[], Awaitable[None]]) -> None:
+    """Run a coroutine in a thread of its own; each Ctrl-C, which only the main thread receives, cancels it there.
+
+    Raises:
+        KeyboardInterrupt: If it was cancelled by Ctrl-C.
+    """
     from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(asyncio.run, start()).result()
+    interrupted = False
+    cancel: Callable[[], object] | None = None
+
+    async def start() -> None:
+        nonlocal cancel
+        task = asyncio.current_task()
+        assert task is not None
+        cancel = partial(asyncio.get_running_loop().call_soon_threadsafe, task.cancel)
+        if interrupted:  # before there was anything to cancel
+            raise asyncio.CancelledError
+        await main()
+
+    def ask(_number: int, _frame: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        if cancel is not None:
+            with suppress(RuntimeError):  # the loop has just closed
+                cancel()
+
+    with _on_ctrl_c(ask), ThreadPoolExecutor(1) as pool:
+        try:
+            pool.submit(asyncio.run, start()).result()
+        except asyncio.CancelledError:
+            if interrupted:
+                raise KeyboardInterrupt from None
+            raise
+
+
+@contextmanager
+def _on_ctrl_c(handle: Callable[[int, object], None]) -> Iterator[None]:
+    """Handle Ctrl-C within this context; in other threads than the main one it does nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
@@ -42,9 +89,6 @@ def _cancelled_by_ctrl_c() -> Iterator[None]:
     can lose a callback, so that a task is never resumed and the process never ends. Here KeyboardInterrupt is raised
     only in code that blocks the loop.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     asked_at: float | None = None  # when the cancellation was requested; None once it was handled
     interrupted = False
@@ -64,12 +108,10 @@ def _cancelled_by_ctrl_c() -> Iterator[None]:
         elif time.monotonic() - asked_at > _STUCK:
             raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield
-    except asyncio.CancelledError:
-        if interrupted:
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with _on_ctrl_c(ask):
+        try:
+            yield
+        except asyncio.CancelledError:
+            if interrupted:
+                raise KeyboardInterrupt from None
+            raise

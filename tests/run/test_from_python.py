@@ -1,0 +1,55 @@
+"""`saeval.run` does what it should in notebooks, daemons and worker processes, with values of other libraries."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+from planted_run import spec, truthful_server
+
+import saeval
+
+
+def simple(**changes):
+    """A task that needs no server."""
+    return {
+        "saeval": 1,
+        "task": "simple",
+        "version": "1.0",
+        "source": {"use": "synthetic", "with": {"n_latents": 6, "documents": 60}},
+        "latents": {"n": 2, "min_windows": 20},
+        "sampler": {"use": "random", "with": {"explain": 5, "score": 5, "non_activating": {"n": 5}}},
+        "explainer": "top_tokens",
+        "scorers": {"detection": {}},
+        "llms": {"judge": {"model": "scripted/rule", "reply": "[0, 0, 0, 0, 0]"}},
+        **changes,
+    }
+
+
+def test_ctrl_c_in_a_notebook_stops_the_run_at_once_and_it_resumes(tmp_path):
+    def press(server):
+        while server.answered < 5:
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    async def notebook(task):
+        return saeval.run(task, out=tmp_path / "run")
+
+    with truthful_server() as server:
+        server.delay = 0.03
+        task = spec(server, run={"concurrency": 1})
+        threading.Thread(target=press, args=(server,), daemon=True).start()
+        before = signal.getsignal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            asyncio.run(notebook(task))
+        stopped = server.answered
+        assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
+        assert signal.getsignal(signal.SIGINT) is before
+        server.delay = 0.0
+        whole = asyncio.run(notebook(task))
+    assert not whole.partial and stopped < server.answered / 2

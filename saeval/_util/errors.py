@@ -47,6 +47,10 @@ class SpecError(SaevalError):
         self.problems = tuple(map(without_secrets, problems))
         super().__init__("\n".join(self.problems))
 
+    def __reduce__(self) -> tuple[type[SpecError], tuple[tuple[str, ...]]]:
+        """Pickle the problems, since the message alone would be read as a sequence of characters."""
+        return type(self), (self.problems,)
+
 
 class PluginError(SaevalError):
     """A plugin that is unknown, broken, too old, or defined twice."""

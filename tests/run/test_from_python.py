@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pickle
 import signal
 import threading
 import time
@@ -53,3 +54,11 @@ def test_ctrl_c_in_a_notebook_stops_the_run_at_once_and_it_resumes(tmp_path):
         server.delay = 0.0
         whole = asyncio.run(notebook(task))
     assert not whole.partial and stopped < server.answered / 2
+
+
+def test_error_about_a_spec_says_the_same_after_it_was_sent_from_a_worker():
+    with pytest.raises(saeval.SpecError) as raised:
+        saeval.run({"saeval": 1, "task": "empty"})
+    sent = pickle.loads(pickle.dumps(raised.value))
+    assert (type(sent), str(sent), sent.problems) == (saeval.SpecError, str(raised.value), raised.value.problems)
+    assert len(sent.problems) > 1

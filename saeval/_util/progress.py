@@ -393,7 +393,7 @@ def display(style: Style | None = None) -> Display:
         InputError: If there is no such style.
     """
     styles: dict[str, type[Display]] = {"rich": Rich, "plain": Plain, "json": Events, "none": Silent}
-    chosen = style or ("rich" if sys.stderr.isatty() else "plain")
+    chosen = style or ("rich" if _on_terminal() else "plain")
     if chosen not in styles:
         known = ", ".join(get_args(Style))
         raise InputError(f"display {chosen!r}: no such style{did_you_mean(str(chosen), [*styles])}; available: {known}")
@@ -402,7 +402,15 @@ def display(style: Style | None = None) -> Display:
 
 def default_display() -> Display:
     """Return the display for calls from Python: bars on a terminal, a block in a notebook, nothing elsewhere."""
-    return display("rich") if in_notebook() or sys.stderr.isatty() else Silent()
+    return display("rich") if in_notebook() or _on_terminal() else Silent()
+
+
+def _on_terminal() -> bool:
+    """Return whether standard error is a terminal; it is None or closed in daemons and some kernels."""
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except ValueError:
+        return False
 
 
 def in_notebook() -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 
@@ -54,6 +56,15 @@ def test_ctrl_c_in_a_notebook_stops_the_run_at_once_and_it_resumes(tmp_path):
         server.delay = 0.0
         whole = asyncio.run(notebook(task))
     assert not whole.partial and stopped < server.answered / 2
+
+
+@pytest.mark.parametrize("display", [None, "plain", "rich"])
+def test_run_without_standard_error_works_and_shows_nothing(tmp_path, monkeypatch, display):
+    gone = io.StringIO()
+    gone.close()
+    for i, stream in enumerate((None, gone)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert saeval.run(simple(), out=tmp_path / f"run-{i}", display=display).cells[0].scores[0].n == 2
 
 
 def test_error_about_a_spec_says_the_same_after_it_was_sent_from_a_worker():

@@ -44,6 +44,7 @@ from saeval._util import (
     default_display,
     display as make_display,
     internal_error,
+    plain_values,
     without_secrets,
 )
 from saeval.activations import ActivationStore
@@ -123,7 +124,9 @@ def run(
         >>> [(row.metric, row.value, row.n) for row in run.cells[0].scores[:1]]
         [('balanced_accuracy', 1.0, 4)]
     """
+    limit, max_cost = plain_values(limit), plain_values(max_cost)  # numpy's numbers, too
     _check_options(limit, max_cost, retry)
+    _check_mappings(overrides=overrides, llms=llms)
     built = load_task(task, registry=registry or Registry(), overrides=overrides, llms=llms)
     path = Path(out) if out is not None else default_path(built)
     shown = display if isinstance(display, Display) else make_display(display) if display else default_display()
@@ -144,6 +147,18 @@ def _check_options(limit: object, max_cost: Any, retry: object) -> None:
         raise InputError(f"max_cost is {max_cost!r}; give a number of dollars of at least 0, or None")
     if retry not in (None, "failed"):
         raise InputError(f"retry is {retry!r}; give 'failed' or None")
+
+
+def _check_mappings(**given: object) -> None:
+    """Check that options which name keys of the spec are mappings.
+
+    Raises:
+        InputError: If one is not.
+    """
+    examples = {"overrides": "{'run.seed': 1}", "llms": "{'judge': 'openai/gpt-4o-mini'}"}
+    for name, value in given.items():
+        if value is not None and not isinstance(value, Mapping):
+            raise InputError(f"{name} is {value!r}; give a mapping, such as {examples[name]}")
 
 
 def default_path(task: Task) -> Path:

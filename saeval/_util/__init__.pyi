@@ -54,6 +54,7 @@ from saeval._util.files import (
     text_checksum as text_checksum,
     write_atomic as write_atomic,
 )
+from saeval._util.foreign_values import plain_values as plain_values
 from saeval._util.lazy import attach as attach
 from saeval._util.limits import os_reason as os_reason, shortage as shortage
 from saeval._util.memory import free_memory as free_memory

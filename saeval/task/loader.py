@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import JsonValue, ValidationError
 
-from saeval._util import InputError, Located, PluginError, SpecError, clean, did_you_mean
+from saeval._util import InputError, Located, PluginError, SpecError, did_you_mean
 from saeval.plugin.base import ActivationSource, Explainer, Need, Plugin, Sampler, Scorer, Step
 from saeval.plugin.registry import Loaded, Registry
 from saeval.task.files import find_include, find_spec
@@ -20,7 +20,7 @@ from saeval.task.names import ranking, wrong_names
 from saeval.task.part_maker import PartMaker
 from saeval.task.parts import Cell, Part, RolePart, StepPart, Task
 from saeval.task.spec import OF_ALL_LATENTS
-from saeval.task.spec.document import KeyPath, SpecDocument, override, read_document
+from saeval.task.spec.document import KeyPath, SpecDocument, from_python, override, read_document
 from saeval.task.spec.matrix import axis_id, cells_of
 from saeval.task.spec.models import (
     BASELINE_KEYS,
@@ -74,7 +74,7 @@ def load_task(
     if isinstance(reference, Spec):
         reference = reference.as_mapping()
     if isinstance(reference, Mapping):
-        document = SpecDocument(clean(dict(reference)), {})
+        document = SpecDocument(from_python(reference), {})
     else:
         document = read_document(
             find_spec(str(reference), registry), lambda name, file: find_include(name, file, registry)

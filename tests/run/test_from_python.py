@@ -12,6 +12,8 @@ import sys
 import threading
 import time
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from planted_run import spec, truthful_server
 
@@ -73,3 +75,54 @@ def test_error_about_a_spec_says_the_same_after_it_was_sent_from_a_worker():
     sent = pickle.loads(pickle.dumps(raised.value))
     assert (type(sent), str(sent), sent.problems) == (saeval.SpecError, str(raised.value), raised.value.problems)
     assert len(sent.problems) > 1
+
+
+def test_numbers_arrays_columns_and_paths_in_a_spec_are_as_if_written_in_yaml(tmp_path):
+    torch = pytest.importorskip("torch")
+    written = simple(run={"seed": 3}, latents={"select": "list", "indices": [1, 2], "min_windows": 20})
+    expected = saeval.run(written, out=tmp_path / "written")
+    kept = (tmp_path / "written" / "spec.yaml").read_text()
+    for i, indices in enumerate(
+        [
+            np.array([1, 2]),
+            torch.tensor([1, 2]),
+            pa.chunked_array([[1], [2]]),
+            [np.int32(1), torch.tensor(2)],
+            range(1, 3),
+        ]
+    ):
+        latents = {"select": "list", "indices": indices, "min_windows": np.int64(20)}
+        made = saeval.run(simple(run={"seed": np.int64(3)}, latents=latents), out=tmp_path / f"made-{i}")
+        assert made.spec_sha == expected.spec_sha
+        assert (tmp_path / f"made-{i}" / "spec.yaml").read_text() == kept
+    set_later = {"run.seed": np.int64(3), "latents": {**written["latents"], "indices": np.array([1, 2])}}
+    assert saeval.run(simple(), overrides=set_later, out=tmp_path / "later").cells == expected.cells
+
+
+def test_parts_of_a_typed_spec_hold_numbers_of_numpy_and_may_be_in_a_mapping(tmp_path):
+    source = saeval.PartSpec(use="synthetic", with_={"n_latents": np.int64(6), "documents": 60})
+    judge = saeval.RoleSpec(model="scripted/rule", reply="[0, 0, 0, 0, 0]", temperature=np.float32(0.5))
+    typed = saeval.Spec(**simple(source=source, llms={"judge": judge}))
+    as_mapping = typed.as_mapping()
+    assert as_mapping["source"]["with"] == simple()["source"]["with"]
+    assert type(as_mapping["llms"]["judge"]["temperature"]) is float
+    mixed = saeval.run(simple(source=source, llms={"judge": judge}), out=tmp_path / "mixed")
+    assert mixed.cells == saeval.run(typed, out=tmp_path / "typed").cells
+
+
+def test_value_that_is_no_data_is_a_mistake_in_the_spec():
+    with pytest.raises(
+        saeval.SpecError, match=r"^latents\.indices: should be a number, text, list or mapping \(got {1, 2}\)$"
+    ):
+        saeval.run(simple(latents={"select": "list", "indices": {1, 2}}))
+    with pytest.raises(saeval.SpecError, match=r"^--set latents\.indices: should be"):
+        saeval.run(simple(), overrides={"latents.indices": {1, 2}})
+
+
+def test_options_of_a_run_accept_numbers_of_numpy_and_refuse_what_is_no_mapping(tmp_path):
+    assert saeval.run(simple(), out=tmp_path / "run", limit=np.int64(1), max_cost=np.float32(1)).partial
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["limit"] == 1
+    with pytest.raises(saeval.InputError, match=r"overrides is \['run.seed=1'\]; give a mapping, such as"):
+        saeval.run(simple(), out=tmp_path / "run", overrides=["run.seed=1"])
+    with pytest.raises(saeval.InputError, match="llms is 'openai/gpt-4o'; give a mapping, such as"):
+        saeval.run(simple(), out=tmp_path / "run", llms="openai/gpt-4o")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from copy import deepcopy
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-from saeval._util import Located, SpecError, clean, clean_text, did_you_mean
+from saeval._util import Located, SpecError, clean, clean_text, did_you_mean, plain_values
 from saeval.task.spec.models import PART_KEYS, as_part
 
 KeyPath = tuple[str | int, ...]
@@ -185,6 +186,35 @@ def _convert(root: Any, file: Path) -> SpecDocument:
     return SpecDocument(data, places)
 
 
+def from_python(value: Any, path: KeyPath = (), where: str = "") -> Any:
+    """Return a value that Python code put into a spec as data of a document.
+
+    Args:
+        value: The value; numbers and arrays of numpy and torch, paths and parts of a `Spec` become plain data.
+        path: The keys that lead to it.
+        where: Its place, for errors; default: its keys.
+
+    Raises:
+        SpecError: If something in it is not data, such as a set.
+    """
+    data = clean(plain_values(value))
+    if problems := list(_foreign(data, path, where)):
+        raise SpecError(problems)
+    return data
+
+
+def _foreign(value: Any, path: KeyPath, where: str = "") -> Iterator[str]:
+    """Yield a problem for each value that is not data."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _foreign(inner, (*path, key))
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from _foreign(inner, (*path, i))
+    elif value is not None and not isinstance(value, str | int | float | date):
+        yield f"{where or _dotted(path)}: should be a number, text, list or mapping (got {value!r:.80})"
+
+
 def override(document: SpecDocument, assignments: Mapping[str, Any]) -> SpecDocument:
     """Return the document with dotted keys set, as with `--set a.b=c`; parts in short form on the way are expanded.
 
@@ -205,7 +235,7 @@ def override(document: SpecDocument, assignments: Mapping[str, Any]) -> SpecDocu
             at = at[place]
         if problem := _not_in(at, keys[:-1], keys[-1]):
             raise SpecError([f"--set {dotted}: {problem}"])
-        at[keys[-1] if isinstance(at, list) else str(keys[-1])] = clean(value)
+        at[keys[-1] if isinstance(at, list) else str(keys[-1])] = from_python(value, keys, f"--set {dotted}")
         for known in [p for p in places if p[: len(keys)] == keys]:
             del places[known]
         places[keys] = (None, 0)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from saeval._util import Documented
+from saeval._util import Documented, plain_values
 from saeval.llm import Concurrency
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,80}$"  # name of a task or group; valid as a folder name
@@ -18,6 +18,12 @@ class SpecModel(Documented):
     """Base of the spec's parts."""
 
     model_config = ConfigDict(populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, given: Any) -> Any:
+        """Accept numbers and arrays of numpy and torch, which could be neither written nor hashed."""
+        return plain_values(given) if isinstance(given, Mapping) else given
 
 
 class When(SpecModel):
@@ -60,7 +66,7 @@ BASELINE_KEYS: dict[str, frozenset[str]] = {
 """Keys that have an effect on entries of `baselines`, by kind or name."""
 
 
-class RoleSpec(Documented):
+class RoleSpec(SpecModel):
     """A language model for a role. Keys that are not listed here are options of the LLM plugin."""
 
     model_config = ConfigDict(extra="allow")

@@ -12,7 +12,7 @@ from saeval._compare.leaderboard import Leaderboard
 from saeval._compare.lift_rows import Key, Lifted, with_lifts
 from saeval._compare.settings import differing_settings
 from saeval._compare.weighting import Weights, weighted_note, with_weights
-from saeval._util import WIDTH, InputError, aligned, counted, did_you_mean, fold, interval, number, sort_key
+from saeval._util import WIDTH, InputError, aligned, counted, did_you_mean, fold, interval, number, sort_key, with_home
 from saeval.records import MAIN, CellResult, RunResult, read_result, split_ranking
 from saeval.results import RunCell, estimate
 
@@ -157,7 +157,8 @@ def join(
         >>> [(standing.rank_text, standing.cell.cell) for standing in board.standings]
         [('1', 'mine:all')]
     """
-    results = [(Path(path), read_result(path)) for path in runs]
+    folders = map(with_home, runs)
+    results = [(path, read_result(path)) for path in folders]
     names = _run_names(results)
     entries = [
         _entry(name, run, path if path.is_dir() else path.parent, number)

@@ -22,6 +22,7 @@ from saeval._util import (
     fold,
     interval,
     number,
+    with_home,
 )
 from saeval.records import RunResult, ScoreRow
 from saeval.results import RunCell, open_run
@@ -184,7 +185,8 @@ def compare(
 def split_reference(reference: str | Path) -> tuple[Path, str | None]:
     """Split `run` or `run:cell` into run directory and cell; cell names contain no colon."""
     path, colon, cell = str(reference).rpartition(":")
-    return (Path(path), cell) if colon and not Path(reference).exists() else (Path(reference), None)
+    whole = with_home(reference)
+    return (with_home(path), cell) if colon and not whole.exists() else (whole, None)
 
 
 def _open(reference: str | Path) -> _Side:

@@ -45,6 +45,7 @@ from saeval._util import (
     display as make_display,
     internal_error,
     plain_values,
+    with_home,
     without_secrets,
 )
 from saeval.activations import ActivationStore
@@ -128,7 +129,7 @@ def run(
     _check_options(limit, max_cost, retry)
     _check_mappings(overrides=overrides, llms=llms)
     built = load_task(task, registry=registry or Registry(), overrides=overrides, llms=llms)
-    path = Path(out) if out is not None else default_path(built)
+    path = with_home(out) if out is not None else default_path(built)
     shown = display if isinstance(display, Display) else make_display(display) if display else default_display()
     result = run_task(built, Session(limit, max_cost, retry, unpriced, allow_model_change), out=path, display=shown)
     return result if isinstance(result, Run) else read(path)

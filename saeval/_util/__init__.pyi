@@ -67,7 +67,12 @@ from saeval._util.owned_dirs import (
     mark as mark,
     refuse_links as refuse_links,
 )
-from saeval._util.paths import Located as Located, SpecPath as SpecPath, file_sha256 as file_sha256
+from saeval._util.paths import (
+    Located as Located,
+    SpecPath as SpecPath,
+    file_sha256 as file_sha256,
+    with_home as with_home,
+)
 from saeval._util.permissions import allow as allow, granted as granted
 from saeval._util.plain_files import refuse_pipe as refuse_pipe, refuse_pipes as refuse_pipes
 from saeval._util.progress import (

@@ -68,6 +68,14 @@ ModelRef = Annotated[str, BeforeValidator(_model_reference), AfterValidator(_wit
 """A model's hub id, `package:` reference, or path; paths that begin with `./` are relative to the spec file."""
 
 
+def with_home(path: str | Path) -> Path:
+    """Return a path with a leading `~` replaced by the home directory, as shells do; as it is if that is unknown."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file; cached as long as its size and modification time do not change."""
     stat = path.stat()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import PrivateAttr
 
-from saeval._util import InputError
+from saeval._util import InputError, with_home
 from saeval.records import RunResult
 from saeval.report.notebook import NotebookView, board_html, latent, leaderboard, plot, short
 from saeval.results import CELL_TABLES, RunCell, arrow_table, open_run, read_table, tidy
@@ -150,7 +150,7 @@ def read(path: str | Path) -> Run:
         >>> row.scorer, row.metric, row.value, row.n, row.floor["chance"]
         ('detection', 'balanced_accuracy', 1.0, 4, 0.5)
     """
-    path = Path(path).absolute()  # so that its tables can be read after the working directory has changed
+    path = with_home(path).absolute()  # so that its tables can be read after the working directory has changed
     result, files = open_run(path)
     run = Run.model_construct(**dict(result))
     run._files = files

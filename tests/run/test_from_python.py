@@ -126,3 +126,14 @@ def test_options_of_a_run_accept_numbers_of_numpy_and_refuse_what_is_no_mapping(
         saeval.run(simple(), out=tmp_path / "run", overrides=["run.seed=1"])
     with pytest.raises(saeval.InputError, match="llms is 'openai/gpt-4o'; give a mapping, such as"):
         saeval.run(simple(), out=tmp_path / "run", llms="openai/gpt-4o")
+
+
+def test_tilde_in_a_run_directory_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    run = saeval.run(simple(), out="~/runs/a")
+    assert (tmp_path / "home" / "runs" / "a" / "results.json").is_file() and not (tmp_path / "~").exists()
+    assert saeval.read("~/runs/a") == run and saeval.read("~/runs/a").calls.num_rows > 0
+    saeval.run(simple(explainer="random"), out="~/runs/b")
+    assert "b:all" in repr(saeval.compare("~/runs/a", "~/runs/b:all"))
+    assert len(saeval.join(["~/runs/a"]).groups(None)[""].standings) == 1

@@ -50,7 +50,7 @@ from saeval._util import (
 )
 from saeval.activations import ActivationStore
 from saeval.llm import Budget, CallLedger, rare_garbage_collection, try_models
-from saeval.models import directions, measure_fidelity, on_gpu, release_models
+from saeval.models import directions, measure_fidelity, on_gpu, release_models, without_autocast
 from saeval.plugin.registry import Registry
 from saeval.records import Finding, RunResult
 from saeval.report import Run, read
@@ -199,8 +199,8 @@ def collect_task(task: Task, *, out: Path, display: Display) -> dict[str, Path]:
 
 @contextmanager
 def _failures_logged(out: Path) -> Iterator[RunDir]:
-    """Open a run directory; within this context, log errors to its log."""
-    with RunDir(out) as folder, folder.log():
+    """Open a run directory; within this context, log errors to its log, and compute without autocast."""
+    with RunDir(out) as folder, folder.log(), without_autocast():
         try:
             yield folder
         except SaevalError as error:

@@ -1,3 +1,4 @@
+from saeval.models.autocast import without_autocast as without_autocast
 from saeval.models.coders import HookPoint as HookPoint, SparseCoder as SparseCoder
 from saeval.models.embeddings import embedder as embedder
 from saeval.models.facts import model_facts as model_facts

@@ -17,7 +17,7 @@ from saeval_plugins.coders.random import RandomSae
 from saeval_plugins.coders.sae_lens import SaeLens
 from saeval_plugins.sources import _batches, transformers
 from saeval_plugins.sources.transformers import Transformers
-from tiny import D_FF, D, tiny_corpus, tiny_model, tiny_sae
+from tiny import D_FF, D, random_task, tiny_corpus, tiny_model, tiny_sae, tiny_source
 
 import saeval
 from saeval import InputError, StoreError
@@ -743,3 +743,13 @@ def test_coder_that_loads_something_else_is_named_with_what_it_returned(source, 
         collect(odd, tmp_path / "store")
     with pytest.raises(InputError, match=f"the coder 'matrix': its `load` returned {kind} instead of SparseCoder"):
         odd.weights()
+
+
+def test_run_within_autocast_has_the_activations_of_one_without(tmp_path, monkeypatch):
+    task = random_task(tmp_path, n_latents=32, window=8, score=5, source=tiny_source(tmp_path))
+    plain = saeval.run(task, out=tmp_path / "plain")
+    monkeypatch.setenv("SAEVAL_CACHE", str(tmp_path / "another"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        within = saeval.run(task, out=tmp_path / "within")
+        assert torch.is_autocast_enabled("cpu")
+    assert within.cells == plain.cells and within.examples == plain.examples

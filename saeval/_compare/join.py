@@ -12,7 +12,19 @@ from saeval._compare.leaderboard import Leaderboard
 from saeval._compare.lift_rows import Key, Lifted, with_lifts
 from saeval._compare.settings import differing_settings
 from saeval._compare.weighting import Weights, weighted_note, with_weights
-from saeval._util import WIDTH, InputError, aligned, counted, did_you_mean, fold, interval, number, sort_key, with_home
+from saeval._util import (
+    WIDTH,
+    InputError,
+    aligned,
+    counted,
+    did_you_mean,
+    fold,
+    interval,
+    number,
+    refuse_text,
+    sort_key,
+    with_home,
+)
 from saeval.records import MAIN, CellResult, RunResult, read_result, split_ranking
 from saeval.results import RunCell, estimate
 
@@ -157,6 +169,10 @@ def join(
         >>> [(standing.rank_text, standing.cell.cell) for standing in board.standings]
         [('1', 'mine:all')]
     """
+    refuse_text("runs", runs)
+    refuse_text("keep", keep)
+    if not runs:
+        raise InputError("there are no runs to join; give one or more run directories")
     folders = map(with_home, runs)
     results = [(path, read_result(path)) for path in folders]
     names = _run_names(results)

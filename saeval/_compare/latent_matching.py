@@ -8,7 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from saeval._compare.pairwise import split_reference
-from saeval._util import WIDTH, InputError, PluginError, SaevalError, aligned, derive_rng, did_you_mean, fold, number
+from saeval._util import (
+    WIDTH,
+    InputError,
+    PluginError,
+    SaevalError,
+    aligned,
+    derive_rng,
+    did_you_mean,
+    fold,
+    number,
+    refuse_text,
+)
 from saeval.activations import ActivationStore, store_folder
 from saeval.models import embedder
 from saeval.plugin.registry import Loaded, Registry
@@ -195,6 +206,8 @@ def similarities(
     Raises:
         InputError: If there are fewer than two cells, or a basis in `by` is not available.
     """
+    refuse_text("references", references)
+    refuse_text("by", by)
     cells = [cell for reference in references for cell in _cells(reference)]
     if len(cells) < 2:
         raise InputError("similarity needs at least two cells; give several runs, or several `run:cell`")

@@ -22,6 +22,7 @@ from saeval._util import (
     fold,
     interval,
     number,
+    refuse_text,
     with_home,
 )
 from saeval.records import RunResult, ScoreRow
@@ -159,6 +160,7 @@ def compare(
         >>> found.paired, [(c.metric, round(c.difference, 2)) for c in found.contrasts]
         (True, [('detection.balanced_accuracy', 0.5)])
     """
+    refuse_text("metrics", metrics)
     sides = _told_apart(_open(a), _open(b))
     if sides[0].cell.folder.resolve() == sides[1].cell.folder.resolve():
         raise InputError(f"{sides[0].label}: is compared with itself; give two cells, as in `{a}:cell`")

@@ -133,7 +133,12 @@ from saeval._util.text import (
     visible as visible,
     whole_width as whole_width,
 )
-from saeval._util.user_errors import complaint as complaint, field_names as field_names, model_in as model_in
+from saeval._util.user_errors import (
+    complaint as complaint,
+    field_names as field_names,
+    model_in as model_in,
+    refuse_text as refuse_text,
+)
 from saeval._util.watchdog import (
     NotAsync as NotAsync,
     Patience as Patience,

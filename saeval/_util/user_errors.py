@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import PurePath
 from typing import Any, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
+
+from saeval._util.errors import InputError
 
 _LONGEST = 80  # characters of a value that a message repeats
 
@@ -33,6 +36,16 @@ def complaint(error: Any, model: type[BaseModel] | None) -> str:
     if error["loc"] and not isinstance(given, Mapping) and len(shown) <= _LONGEST:
         message += f" (got {shown})"
     return message
+
+
+def refuse_text(name: str, given: object) -> None:
+    """Check that an argument which should be a list is not a single text, whose characters would be its entries.
+
+    Raises:
+        InputError: If it is.
+    """
+    if isinstance(given, str | PurePath):
+        raise InputError(f"{name} is {str(given)!r}; give a list, such as [{str(given)!r}]")
 
 
 def field_names(model: type[BaseModel]) -> list[str]:

@@ -137,3 +137,19 @@ def test_tilde_in_a_run_directory_is_the_home_folder(tmp_path, monkeypatch):
     saeval.run(simple(explainer="random"), out="~/runs/b")
     assert "b:all" in repr(saeval.compare("~/runs/a", "~/runs/b:all"))
     assert len(saeval.join(["~/runs/a"]).groups(None)[""].standings) == 1
+
+
+def test_single_text_where_a_list_belongs_is_named(tmp_path):
+    saeval.run(simple(), out=tmp_path / "run")
+    run = str(tmp_path / "run")
+    with pytest.raises(saeval.InputError, match="^there are no runs to join; give"):
+        saeval.join([])
+    for call, name in (
+        (lambda: saeval.join(run), "runs"),
+        (lambda: saeval.join([run], keep="coder"), "keep"),
+        (lambda: saeval.compare(run, run, metrics="detection.f1"), "metrics"),
+        (lambda: saeval.similarities(tmp_path / "run"), "references"),
+        (lambda: saeval.similarities([run, run], by="decoder"), "by"),
+    ):
+        with pytest.raises(saeval.InputError, match=rf"^{name} is '.*'; give a list, such as \['"):
+            call()

@@ -282,6 +282,7 @@ def fake_server(reply: Callable[[list[dict[str, str]]], str] | str = "fine") -> 
     async def start() -> None:
         app = web.Application(client_max_size=1 << 26)
         app.router.add_post("/v1/chat/completions", server.chat)
+        app.router.add_post("/v1/messages", server.chat)  # Anthropic's, for errors; answers are in OpenAI's format
         app.router.add_post("/v1/completions", server.completions)
         app.router.add_post("/v1/files", server.upload)
         app.router.add_get("/v1/files/{file}/content", server.download)

@@ -27,8 +27,9 @@ from saeval.plugin import (
     refuse_malicious,
 )
 from saeval_plugins.llms._as_sent import as_sent, unread_chat
-from saeval_plugins.llms._bounds import bounded_httpx
+from saeval_plugins.llms._bounds import RawResponse, bounded_httpx
 from saeval_plugins.llms.batches import Batches, NotFound, Progress, answered
+from saeval_plugins.llms.error_bodies import message_and_code
 from saeval_plugins.llms.openai_chat import (
     chat_body,
     error_from_status,
@@ -48,6 +49,9 @@ _RETRYABLE = {
     "BadGatewayError",
     "APIError", "JSONDecodeError", "APIResponseValidationError", "RecursionError",
 }  # fmt: skip
+_REPLACED = (413, 529)
+"""Statuses that litellm replaces: Groq's of a request that is too large by that of a rate limit, Anthropic's of an
+overload by 500."""
 _NO_RESPONSE = ("Timeout", "APIConnectionError")
 _BATCHING = ("openai", "azure", "hosted_vllm", "litellm_proxy")  # providers whose batches are in OpenAI's format
 _ENDED = ("completed", "expired", "failed", "cancelled")
@@ -223,7 +227,7 @@ class LiteLLM(LLM):
             except Exception as error:  # noqa: BLE001 - litellm raises the exceptions of every provider's client
                 if (unread := unread_chat(raw)) is not None:
                     return unread, self._listed_price(unread)
-                raise _translated(self.model, error) from None
+                raise _translated(self.model, error, raw) from None
         return as_sent(raw, response.model_dump()), self._price(litellm, response)
 
     @cached_property
@@ -340,10 +344,10 @@ class _Batching:
         if self._llm.api_base:
             arguments["api_base"] = self._llm.api_base
         try:
-            with bounded_httpx(self._llm.model):
+            with bounded_httpx(self._llm.model) as raw:
                 return await getattr(litellm, name)(**arguments)
         except Exception as error:  # noqa: BLE001 - litellm raises the exceptions of every provider's client
-            translated = _translated(self._llm.model, error)
+            translated = _translated(self._llm.model, error, raw)
             if getattr(error, "status_code", None) == 404:
                 raise NotFound(str(translated), lasting=True) from None
             raise translated from None
@@ -420,8 +424,14 @@ def _no_provider(model: str) -> str:
     return f"{model}: litellm knows no provider {provider!r}; {meant}"
 
 
-def _translated(model: str, error: Exception) -> LLMError:
-    """Convert a provider's exception to an `LLMError`, removing anything that looks like a key."""
+def _translated(model: str, error: Exception, raw: RawResponse | None = None) -> LLMError:
+    """Convert a provider's exception to an `LLMError`, removing anything that looks like a key.
+
+    Args:
+        model: The called model.
+        error: The exception.
+        raw: The server's response, from which litellm drops the error's code.
+    """
     inside: BaseException | None = error
     while inside is not None:
         if isinstance(inside, LLMError):
@@ -430,7 +440,10 @@ def _translated(model: str, error: Exception) -> LLMError:
     if "LLM Provider NOT provided" in str(error):
         return LLMError(_no_provider(model), lasting=True)
     name = type(error).__name__
-    said = getattr(error, "message", None) or error
+    said, code = getattr(error, "message", None) or error, getattr(error, "code", None)
+    sent = raw.body if raw is not None and raw.status >= 400 else None
+    if sent:
+        said, code = message_and_code(sent)
     message = f"{model}: {name}: {one_line(said)}"
     if name == "ContentPolicyViolationError":
         return Refused(message)
@@ -438,11 +451,13 @@ def _translated(model: str, error: Exception) -> LLMError:
     # litellm reports an error inside a response with status 200 as a 422.
     inside_200 = getattr(error, "status_code", None) == 422 and getattr(error, "body", None) is None
     status = getattr(error, "status_code", None)
+    if raw is not None and raw.status in _REPLACED:
+        status = raw.status
     return error_from_status(
         status,
         message,
-        getattr(error, "code", None),
-        retryable=name in _RETRYABLE or is_transient(status) or inside_200,
+        code,
+        retryable=status != 413 and (name in _RETRYABLE or is_transient(status) or inside_200),
         wait=wait_asked_for(headers, str(error), status),
         # Without a response, litellm invents a status.
         said="" if name in _NO_RESPONSE else said_without(model, said),

@@ -29,6 +29,7 @@ from saeval.plugin import (
     credential,
 )
 from saeval_plugins.llms._bounds import not_followed, parse_reply, read_bounded
+from saeval_plugins.llms.error_bodies import error_data, message_and_code
 from saeval_plugins.llms.openai_chat import (
     chat_body,
     error_from_status,
@@ -198,7 +199,7 @@ class OpenAICompatible(LLM):
             return self._proxy_error(status)
         if 300 <= status < 400:
             return not_followed(self.model, self.api_base, one_line(response.headers.get("Location", "")))
-        message, code = _message_and_code(text)
+        message, code = message_and_code(error_data(body) or response.reason)
         what = f"{self.model}: status {status}: {one_line(message)}"
         if status in (401, 403) and self._key is None:
             what += f" (no key was sent; set api_key_env, or allow {self.api_key_env} there with --allow-host)"
@@ -295,13 +296,3 @@ class OpenAICompatible(LLM):
                 f"{self.model}: the server returned no log-probabilities of the prompt; set scores: false"
             ) from None
         return dict(sorted(found.items()))
-
-
-def _message_and_code(text: str) -> tuple[object, object]:
-    """Return message and code of an error's body, which are under `error`, at the top level, or plain text."""
-    try:
-        data = json.loads(text)
-        error = data.get("error", data)
-        return (error["message"], error.get("code")) if isinstance(error, Mapping) else (error, None)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return text, None

@@ -1,0 +1,120 @@
+"""Errors of providers are read alike from every body that they come in: cause, refusal, wait, and what they cost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from aiohttp import web
+from fake_server import fake_server
+from gateways import BOTH_DOORS, ask, direct, gateway, with_key_and_short_waits
+from saeval_plugins.llms import LiteLLM
+
+from saeval import LLMError
+from saeval.plugin import Message, Refused, Request
+
+TEMPLATE = "Developer instruction is not enabled for models/gemma-3-27b-it"
+FLAGGED = {"reasons": ["violence"], "flagged_input": "the knife …", "provider_name": "OpenAI", "model_slug": "m"}
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    with_key_and_short_waits(monkeypatch)
+
+
+def sent(status, data, mark=b""):
+    return lambda _: web.Response(body=mark + json.dumps(data).encode(), status=status, content_type="application/json")
+
+
+def from_provider(raw):
+    """An error as OpenRouter passes it on."""
+    metadata = {"raw": raw, "provider_name": "Google AI Studio"}
+    return {"error": {"message": "Provider returned error", "code": 400, "metadata": metadata}}
+
+
+def failed(client, fault):
+    """The error of one call, without retries."""
+
+    async def one(llm):
+        try:
+            with pytest.raises(LLMError) as raised:
+                await llm.complete(Request.of("hi", max_tokens=9, temperature=0.0))
+            return raised.value
+        finally:
+            await llm.aclose()
+
+    with fake_server() as server:
+        server.always = fault
+        return asyncio.run(one(client(server)))
+
+
+CAUSES = {
+    "Gemini's list": ([{"error": {"code": 400, "message": "API key not valid.", "status": "INVALID_ARGUMENT"}}], ": API key not valid."),
+    "OpenRouter's provider": (from_provider(json.dumps({"error": {"message": TEMPLATE}})), f"Provider returned error: {TEMPLATE}"),
+    "provider in a list": (from_provider(json.dumps([{"error": {"message": TEMPLATE}}])), f"Provider returned error: {TEMPLATE}"),
+    "provider in words": (from_provider("upstream is gone"), "Provider returned error: upstream is gone"),
+    "provider in an object": (from_provider({"message": "no such field"}), "Provider returned error: no such field"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("client", BOTH_DOORS)
+@pytest.mark.parametrize(("data", "cause"), CAUSES.values(), ids=CAUSES.keys())
+def test_message_names_the_cause_wherever_it_is_in_the_body(client, data, cause):
+    error = failed(client, sent(400, data))
+    assert str(error).endswith(cause) and "{" not in str(error)
+    assert not (error.retryable or error.lasting or isinstance(error, Refused))
+
+
+def test_error_without_a_body_is_named_by_its_status():
+    assert str(failed(direct, lambda _: web.Response(status=503))) == "m: status 503: Service Unavailable"
+
+
+@pytest.mark.parametrize("client", BOTH_DOORS)
+def test_system_turn_that_a_routers_provider_refuses_is_moved(tmp_path, client):
+    with fake_server("fine") as server:
+        server.faults = [sent(400, from_provider(json.dumps({"error": {"message": TEMPLATE}})))]
+        turns = (Message("system", "be brief"), Message("user", "one"))
+        assert ask(gateway(tmp_path, client(server)), Request(turns))[0].text == "fine"
+        assert [turn["role"] for turn in server.calls[-1]["messages"]] == ["user"]
+
+
+@pytest.mark.parametrize("client", BOTH_DOORS)
+def test_prompt_that_a_routers_moderation_flags_is_a_refusal_and_a_missing_permission_is_lasting(client):
+    flagged = {"error": {"message": "your input was flagged", "code": 403, "metadata": FLAGGED}}
+    error = failed(client, sent(403, flagged))
+    assert isinstance(error, Refused) and not error.lasting
+    error = failed(client, sent(403, {"error": {"message": "no access", "code": 403, "metadata": {}}}))
+    assert error.lasting and not isinstance(error, Refused)
+
+
+@pytest.mark.parametrize("client", BOTH_DOORS)
+@pytest.mark.parametrize("fields", [{"type": "insufficient_quota", "code": None}, {"code": "insufficient_quota"}])
+def test_account_without_credit_is_not_waited_for(client, fields):
+    error = failed(client, sent(429, {"error": {"message": "check your plan", **fields}}))
+    assert error.lasting and not (error.retryable or error.busy)
+
+
+@pytest.mark.parametrize("client", BOTH_DOORS)
+def test_request_that_is_too_large_is_not_waited_for(client):
+    message = "Request too large on tokens per minute (TPM): Limit 6000, Requested 7000"
+    error = failed(client, sent(413, {"error": {"message": message, "type": "tokens", "code": "rate_limit_exceeded"}}))
+    assert not (error.lasting or error.retryable or error.busy)
+
+
+def of_anthropic(server):
+    return LiteLLM(model="anthropic/claude-haiku", api_base=server.url.removesuffix("/v1"))
+
+
+@pytest.mark.slow
+def test_overload_of_anthropic_is_waited_for_through_litellm(monkeypatch):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "nobodys-key-9x")
+    overload = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
+    error = failed(of_anthropic, sent(529, overload))
+    assert error.busy and error.retryable and str(error).endswith("Error: Overloaded")
+
+
+@pytest.mark.parametrize("client", BOTH_DOORS)
+def test_byte_order_mark_hides_no_filter(client):
+    data = {"error": {"message": "filtered", "code": "content_filter"}}
+    assert isinstance(failed(client, sent(400, data, b"\xef\xbb\xbf")), Refused)

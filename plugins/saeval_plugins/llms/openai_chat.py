@@ -18,6 +18,8 @@ from saeval.plugin import (
     without_secrets,
 )
 from saeval_plugins.llms._bounds import MOST_TOKENS
+from saeval_plugins.llms.error_bodies import FILTERED, NO_QUOTA, message_and_code
+from saeval_plugins.llms.retry_after import wait_asked_for
 
 
 def chat_body(model: str, request: Request) -> dict[str, Any]:
@@ -46,20 +48,21 @@ def reply_from_chat(model: str, body: Any, usd: float | None = None, price_sourc
         LLMError: If the body contains an error, no choice, no text, or an interrupted answer. Retryable (except when
             the token limit was reached), because servers under load send such bodies with status 200.
     """
-    choices = object_from(model, body).get("choices")
+    choices = object_from(model, body, usd, price_source).get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
-        raise LLMError(f"{model}: the response has no choices", retryable=True)
+        billed = _billed(body, usd, price_source)
+        raise LLMError(f"{model}: the response has no choices", retryable=True, usage=billed)
     choice = choices[0]
     message = choice.get("message")
     message = message if isinstance(message, Mapping) else {"content": message}
     finish, reason = _finish(choice)
     usage = usage_from(body.get("usage"), usd, price_source)
     refusal = _refusal(message)
-    if refusal or finish == "refusal":
-        raise Refused(f"{model} declined: {one_line(refusal or reason)}", usage=usage)
-    why = choice.get("error")  # where OpenRouter reports what interrupted an answer
+    why, code = message_and_code(choice.get("error") or None)  # where OpenRouter reports what interrupted an answer
+    if refusal or finish == "refusal" or code in FILTERED:
+        raise Refused(f"{model} declined: {one_line(refusal or why or reason)}", usage=usage)
     if finish == "other" or why:
-        what = one_line(_message(why)) if why else f"finish reason {reason}"
+        what = one_line(why) if why else f"finish reason {reason}"
         raise LLMError(f"{model}: the answer was interrupted ({what})", retryable=True, usage=usage)
     text, thoughts = _text_parts(message.get("content")), _reasoning(message)
     if not text.strip():
@@ -149,24 +152,30 @@ def _reasoning(message: Mapping[str, Any]) -> str:
     return "".join(part if isinstance(part, str) else _text_parts(part) for part in found)
 
 
-def object_from(model: str, body: Any) -> Mapping[str, Any]:
+def object_from(model: str, body: Any, usd: float | None = None, price_source: str | None = None) -> Mapping[str, Any]:
     """Check that a response's body is a JSON object without an error, and return it.
 
     Raises:
-        LLMError: If it is not an object, or reports an error.
+        LLMError: If it is not an object, or reports an error. An error counts as if its code were the status if that
+            concerns the account or a state that passes; others are retryable.
     """
     if not isinstance(body, Mapping):
         raise LLMError(f"{model}: the response is not a JSON object", retryable=True)
     if error := body.get("error"):
-        said = _message(error)
+        said, code = message_and_code(body)
         what = f"{model}: the server sent an error in a successful response: {one_line(said)}"
-        temporary = isinstance(error, Mapping) and error.get("code") in _TEMPORARY_CODES  # OpenRouter's are statuses
-        raise ServerError(what, retryable=True, said="" if temporary else said_without(model, said))
+        status = int(_number(code, 599) or 0) or None  # OpenRouter's codes are statuses
+        wait = wait_asked_for({}, f"{said} {error}", status)
+        failed = error_from_status(status, what, code, retryable=True, wait=wait, said=said_without(model, said))
+        failed.usage = _billed(body, usd, price_source)
+        raise failed
     return body
 
 
-def _message(error: object) -> object:
-    return error.get("message", error) if isinstance(error, Mapping) else error
+def _billed(body: Mapping[str, Any], usd: float | None, price_source: str | None) -> Usage | None:
+    """Return the usage of a response without an answer; None if the server counted nothing."""
+    usage = usage_from(body.get("usage"), usd, price_source)
+    return usage if usage.input_tokens or usage.output_tokens or usage.usd else None
 
 
 def usage_from(usage: Any, usd: float | None = None, price_source: str | None = None) -> Usage:
@@ -239,7 +248,6 @@ _BUSY = {429, 503, 529}
 """Statuses of busy servers: rate limit, overload, model still loading."""
 _TEMPORARY = _TRANSIENT | _BUSY | {504, 522, 524}
 """Statuses of a state that passes; the message of such an error is no reason to change requests."""
-_TEMPORARY_CODES = (*_TEMPORARY, *map(str, _TEMPORARY))
 
 
 def is_success(status: int) -> bool:
@@ -265,9 +273,9 @@ def error_from_status(
         wait: Seconds the server asks to wait.
         said: The server's own message, without the model's name.
     """
-    if code in ("content_filter", "content_policy_violation"):
+    if code in FILTERED:
         return Refused(what)
-    lasting = status in _LASTING or code == "insufficient_quota"  # sent as a rate limit, but waiting does not help
+    lasting = status in _LASTING or code == NO_QUOTA  # sent as a rate limit, but waiting does not help
     again = retryable and not lasting
     busy = again and (status in _BUSY or wait is not None)
     said = "" if busy or status in _TEMPORARY else said

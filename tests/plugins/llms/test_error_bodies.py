@@ -118,3 +118,46 @@ def test_overload_of_anthropic_is_waited_for_through_litellm(monkeypatch):
 def test_byte_order_mark_hides_no_filter(client):
     data = {"error": {"message": "filtered", "code": "content_filter"}}
     assert isinstance(failed(client, sent(400, data, b"\xef\xbb\xbf")), Refused)
+
+
+INSIDE = {
+    "key": ({"message": "user not found", "code": 401}, {"lasting"}), "credit": ({"message": "no credit", "code": "402"}, {"lasting"}),
+    "quota": ({"message": "check your plan", "code": "insufficient_quota"}, {"lasting"}),
+    "rate limit": ({"message": "slow down", "code": 429}, {"retryable", "busy"}),
+    "wait": ({"message": "loading, try again in 7s"}, {"retryable", "busy"}),
+    "provider died": ({"message": "died", "code": 502}, {"retryable"}), "no code": ("unexpected endpoint", {"retryable"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("client", BOTH_DOORS)
+@pytest.mark.parametrize(("error", "traits"), INSIDE.values(), ids=INSIDE.keys())
+def test_error_inside_a_successful_response_counts_as_its_code_says(client, error, traits):
+    found = failed(client, sent(200, {"error": error}))
+    assert {trait for trait in ("lasting", "retryable", "busy") if getattr(found, trait)} == traits
+    assert found.usage is None and not isinstance(found, Refused)
+
+
+@pytest.mark.parametrize("client", BOTH_DOORS)
+def test_filter_inside_a_successful_response_is_a_refusal(client):
+    for error in ({"message": "no", "code": "content_filter"}, {"message": "no", "code": 403, "metadata": FLAGGED}):
+        assert isinstance(failed(client, sent(200, {"error": error})), Refused)
+    cut = {"index": 0, "message": {"role": "assistant", "content": "[1"}, "finish_reason": "error", "error": error}
+    usage = {"prompt_tokens": 30, "completion_tokens": 2}
+    found = failed(client, sent(200, {"id": "x", "created": 1, "model": "m", "choices": [cut], "usage": usage}))
+    assert isinstance(found, Refused) and found.usage.output_tokens == 2
+
+
+@pytest.mark.parametrize("client", BOTH_DOORS)
+def test_tokens_that_a_response_without_an_answer_took_are_billed(tmp_path, client):
+    usage = {"prompt_tokens": 500, "completion_tokens": 900, "total_tokens": 1400, "cost": 0.02}
+    head = {"id": "x", "object": "chat.completion", "created": 1, "model": "m", "usage": usage}
+    with fake_server("fine") as server:
+        server.faults = [
+            sent(200, {**head, "choices": []}),
+            sent(200, {**head, "error": {"code": 502, "message": "died"}}),
+        ]
+        reply = ask(
+            gateway(tmp_path, client(server), usd_per_million_input=10, usd_per_million_output=10), Request.of("hi")
+        )[0]
+    assert (reply.usage.input_tokens, reply.usage.output_tokens) == (2 * 500 + 100, 2 * 900 + 10)
+    assert reply.usage.usd == pytest.approx(2 * 0.02 + 110 * 10 / 1e6)

@@ -28,7 +28,8 @@ def finish_reason(reason: object) -> FinishReason:
     """Normalise a provider's finish reason; `other` for every reason that is not known.
 
     Knows the words of OpenAI, Anthropic, Gemini, Cohere, Mistral, TGI, Bedrock, AI21, watsonx, Reka, Zhipu, Baidu, LM
-    Studio and xAI, in upper or lower case; SGLang returns a mapping with the word as its `type`.
+    Studio and xAI, in upper or lower case; SGLang returns a mapping with the word as its `type`, and Gemini's endpoint
+    in OpenAI's format adds the reason of a filter after a colon.
 
     Example:
         >>> [finish_reason(reason) for reason in ("stop", "MAX_TOKENS", "abort", None, {"type": "stop"})]
@@ -40,7 +41,7 @@ def finish_reason(reason: object) -> FinishReason:
         return "stop"
     if word in _LENGTH:
         return "length"
-    return "refusal" if word in _REFUSAL else "other"
+    return "refusal" if word.partition(":")[0] in _REFUSAL else "other"
 
 
 def whole_answer(reply: Reply | str) -> str:

@@ -62,6 +62,7 @@ def run_with(reply, out, **changes):
         (None, "other"), ("", "other"), (3, "other"), ("news of tomorrow", "other"), ({"type": "abort"}, "other"),
         ({"type": "stop", "matched": 2}, "stop"), (" stop\n", "stop"), ("eosFound", "stop"), ("token_limit", "length"),
         ("ERROR_LIMIT", "length"), ("sensitive", "refusal"), (["stop"], "other"), ("stopped", "other"),
+        ("content_filter: PROHIBITED_CONTENT", "refusal"), ("stop: nothing more", "other"), (": safety", "other"),
     ],
 )  # fmt: skip
 def test_only_documented_reasons_mean_a_whole_answer(reason, meaning):

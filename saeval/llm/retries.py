@@ -148,9 +148,14 @@ class Attempts:
     def _seconds(self, asked: float | None) -> float:
         """Return the delay that the server asks for, else an exponential backoff; both with jitter."""
         jitter = float(derive_rng(0, "wait", self.key, self.made).random())
-        if asked is not None:
-            return max(0.0, asked) + jitter * _FIRST_WAIT
+        if asked is not None and _asks_for_time(asked):
+            return asked + jitter * _FIRST_WAIT
         return float(min(_FIRST_WAIT * 2 ** min(self.made - 1, 32), _LONGEST_WAIT) * (0.5 + jitter / 2))
+
+
+def _asks_for_time(asked: float | None) -> bool:
+    """Whether a server asks for a delay; one of nearly 0, or until a date in the past, counts as none."""
+    return asked is not None and asked >= _FIRST_WAIT
 
 
 class Waits:
@@ -167,7 +172,7 @@ class Waits:
         now = time.monotonic()
         if seconds >= _TOLD and now >= self._told_until:
             self._told_until = now + seconds
-            who = "the server asked for it" if error.retry_after is not None else "then retrying"
+            who = "the server asked for it" if _asks_for_time(error.retry_after) else "then retrying"
             self._say(f"waiting {seconds:.0f} s, {who} ({error})")
 
     def _say(self, text: str) -> None:

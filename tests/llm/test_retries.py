@@ -199,3 +199,13 @@ def test_outage_longer_than_patience_fails_the_call_with_the_reason(tmp_path, mo
         (failed,) = ask(gateway(tmp_path, direct(server), patience=0.5, retries=0), Request.of("x"))
     assert "status 503" in str(failed)
     assert 0.3 < time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("asked", ["0", "0.001", "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_server_that_asks_for_no_time_is_asked_less_and_less_often(tmp_path, monkeypatch, asked):
+    monkeypatch.setattr("saeval.llm.retries._FIRST_WAIT", 0.05)
+    with fake_server() as server:
+        server.always = error(429, headers={"Retry-After": asked})
+        failed = ask(gateway(tmp_path, direct(server), patience=0.6, retries=0), Request.of("x"))[0]
+        assert isinstance(failed, saeval.LLMError) and failed.busy
+        assert 3 <= len(server.calls) <= 7  # at intervals that are equal on average, about 25

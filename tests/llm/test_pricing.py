@@ -7,7 +7,7 @@ import math
 
 import pytest
 from fake_server import body, fake_server, pieces
-from gateways import ask, direct, gateway
+from gateways import BOTH_DOORS, ask, direct, gateway
 from planted_run import spec, truthful_server
 from saeval_plugins.llms import LiteLLM
 
@@ -77,6 +77,36 @@ def test_counts_and_costs_that_make_sense_are_the_server_s(tmp_path):
         first, second = ask(gate, Request.of("a"), Request.of("b"))
     assert (first.usage.usd, first.usage.price_source, first.usage.estimated) == (1e-4, "spec", False)
     assert (second.usage.usd, second.usage.price_source, second.usage.estimated) == (0.25, "server", False)
+
+
+@pytest.mark.parametrize("client", BOTH_DOORS)
+def test_what_openrouter_s_provider_bills_to_the_user_s_own_key_counts(tmp_path, client):
+    upstream = {
+        "cost": 0.001,
+        "cost_details": {"upstream_inference_cost": 0.02},
+        "prompt_tokens": 50,
+        "completion_tokens": 5,
+    }
+    with fake_server() as server:
+        server.faults = [
+            reply_with(upstream | told)
+            for told in ({"is_byok": True}, {"is_byok": False}, {"is_byok": True, "cost": 0})
+        ]
+        gate = gateway(tmp_path, client(server), concurrency=1)
+        replies = ask(gate, *map(Request.of, "abc"))
+    assert sorted(reply.usage.usd for reply in replies) == pytest.approx([0.001, 0.02, 0.021])
+
+
+@pytest.mark.parametrize("client", BOTH_DOORS)
+def test_counts_as_text_are_counts_through_either_client(tmp_path, client):
+    with fake_server() as server:
+        details = {"cached_tokens": "30"}
+        server.always = reply_with(
+            {"prompt_tokens": "50", "completion_tokens": "5.0", "prompt_tokens_details": details}
+        )
+        (reply,) = ask(gateway(tmp_path, client(server), **PRICES), Request.of(PROMPT))
+    usage = reply.usage
+    assert (usage.input_tokens, usage.cached_tokens, usage.output_tokens, usage.estimated) == (50, 30, 5, False)
 
 
 def test_answer_that_used_up_its_tokens_is_billed_for_all_of_them(tmp_path):

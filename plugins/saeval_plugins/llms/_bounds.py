@@ -100,9 +100,18 @@ def _whole_number(value: object) -> int | None:
     """Return a count as an integer, 0 if it is invalid; None stays None, which client libraries accept."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_TOKENS:
-        return 0
-    return int(value)
+    return int(number_within(value, MOST_TOKENS) or 0)
+
+
+def number_within(value: object, most: float) -> float | None:
+    """Return a value, which may be a number as text, as a number between 0 and `most`; None if it is not one."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if 0 <= number <= most else None
 
 
 def not_followed(model: str, address: str, place: str) -> LLMError:

@@ -17,7 +17,7 @@ from saeval.plugin import (
     finish_reason,
     without_secrets,
 )
-from saeval_plugins.llms._bounds import MOST_TOKENS
+from saeval_plugins.llms._bounds import MOST_TOKENS, number_within
 from saeval_plugins.llms.error_bodies import FILTERED, NO_QUOTA, message_and_code
 from saeval_plugins.llms.retry_after import wait_asked_for
 
@@ -164,7 +164,7 @@ def object_from(model: str, body: Any, usd: float | None = None, price_source: s
     if error := body.get("error"):
         said, code = message_and_code(body)
         what = f"{model}: the server sent an error in a successful response: {one_line(said)}"
-        status = int(_number(code, 599) or 0) or None  # OpenRouter's codes are statuses
+        status = int(number_within(code, 599) or 0) or None  # OpenRouter's codes are statuses
         wait = wait_asked_for({}, f"{said} {error}", status)
         failed = error_from_status(status, what, code, retryable=True, wait=wait, said=said_without(model, said))
         failed.usage = _billed(body, usd, price_source)
@@ -190,7 +190,7 @@ def usage_from(usage: Any, usd: float | None = None, price_source: str | None = 
     prompt, generated = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
     if not (prompt and generated):
         usd = price_source = None
-    if usd is None and (stated := _number(usage.get("cost"), _MOST_DOLLARS)) is not None:
+    if usd is None and (stated := _stated_dollars(usage)) is not None:
         usd, price_source = stated, "server"
     return Usage(prompt, generated, min(prompt, next((n for n in map(_count, cached) if n), 0)), usd, price_source)
 
@@ -199,19 +199,20 @@ _MOST_DOLLARS = 1e4
 """Maximum plausible cost of one call."""
 
 
-def _number(value: object, most: float) -> float | None:
-    """Return a value as a number between 0 and `most`; None if it is not one."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if 0 <= number <= most else None
+def _stated_dollars(usage: Mapping[str, Any]) -> float | None:
+    """Return the cost that the server states; None if it states none.
+
+    With the user's own key of a provider (`is_byok`), OpenRouter's cost is its fee, and the provider's comes on top.
+    """
+    stated = number_within(usage.get("cost"), _MOST_DOLLARS)
+    if stated is None or usage.get("is_byok") is not True:
+        return stated
+    upstream = _mapping_at(usage, "cost_details").get("upstream_inference_cost")
+    return stated + (number_within(upstream, _MOST_DOLLARS) or 0.0)
 
 
 def _count(value: object) -> int:
-    return int(_number(value, MOST_TOKENS) or 0)
+    return int(number_within(value, MOST_TOKENS) or 0)
 
 
 class ServerError(LLMError):

@@ -25,7 +25,7 @@ _SIGNS = {
     rf"|{_WRONG}\b.{{0,40}}\brole\b.{{0,40}}\bsystem\b|\bsystem\W{{1,3}}is not one of"
     r"|only user and assistant roles|roles must alternate|developer instruction is not enabled",
     "streams only": r"only.{0,30}\bstream|stream.{0,30}must be (?:set to )?true|non-?stream\w*.{0,30}not ",
-    "max_completion_tokens": r"max_tokens.{0,80}max_completion_tokens",
+    "max_completion_tokens": r"max_tokens(?!\W{1,3}or\b).{0,80}max_completion_tokens",
 }
 """Error texts that reveal each deviation."""
 

@@ -269,3 +269,30 @@ def test_processes_of_litellm_learn_as_one_process_does(tmp_path):
         gate = gateway(tmp_path, LiteLLM(model="openai/m", api_base=server.url, processes=2), retries=3)
         assert ask(gate, question("one"))[0].text == "fine"
         assert systems(server) == [True, True, True, False]
+
+
+# --- the token limit ---
+
+RENAMED = [
+    "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+    "max_tokens is deprecated in favor of max_completion_tokens",
+]
+TOO_LARGE = "'max_tokens' or 'max_completion_tokens' is too large: 4096. This model's maximum context length is 2048 tokens"
+
+
+@pytest.mark.parametrize("message", RENAMED)
+def test_server_that_renamed_the_token_limit_gets_the_new_name_from_then_on(tmp_path, client, message):
+    with fake_server("fine") as server:
+        server.chooses = lambda body, _: error(400, message) if "max_tokens" in body else None
+        gate = gateway(tmp_path, client(server), max_tokens=70)
+        assert [ask(gate, question(text))[0].text for text in ("one", "two")] == ["fine", "fine"]
+        assert [call.get("max_completion_tokens") for call in server.calls] == [None, 70, 70]
+
+
+def test_token_limit_that_exceeds_the_context_is_not_renamed(tmp_path):
+    with fake_server("fine") as server:
+        server.chooses = lambda body, number: error(400, TOO_LARGE) if number == 1 else None
+        gate = gateway(tmp_path, direct(server), max_tokens=70)
+        assert TOO_LARGE in str(ask(gate, question("one"))[0])
+        assert ask(gate, question("two"))[0].text == "fine"
+        assert ["max_tokens" in call for call in server.calls] == [True, True]

@@ -18,6 +18,9 @@ MOST_TOKENS = 1e8
 """Maximum plausible token count of one call. Larger numbers are errors and would exhaust the spending limit."""
 
 
+_ENDPOINT = "/chat/completions"  # is added to `api_base`
+
+
 @dataclass
 class RawResponse:
     """A server's response to a call through httpx.
@@ -116,10 +119,13 @@ def number_within(value: object, most: float) -> float | None:
 
 def not_followed(model: str, address: str, place: str) -> LLMError:
     """Return the error for a redirect. Redirects are not followed: prompts and key go to one server only."""
-    return LLMError(
-        f"{model}: {address} redirects to {place}, and redirects are not followed; to use that address, set api_base",
-        lasting=True,
-    )
+    remedy = "to use that address, set api_base"
+    if "://" not in place:
+        remedy = "correct api_base"
+    elif place.endswith(_ENDPOINT):
+        remedy = f"set api_base: {place.removesuffix(_ENDPOINT)}"
+    what = f"{address} redirects to {place or 'no address'}, and redirects are not followed"
+    return LLMError(f"{model}: {what}; {remedy}", lasting=True)
 
 
 @contextmanager

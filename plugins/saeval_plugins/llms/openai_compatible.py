@@ -164,7 +164,7 @@ class OpenAICompatible(LLM):
         )
         try:
             async with call as response:
-                answer = await read_bounded(self.model, response.content.iter_any())
+                answer = await self._read(response)
         except aiohttp.ClientSSLError as error:
             what = f"{self.model}: {self.api_base} has no valid certificate ({one_line(error)})"
             raise LLMError(
@@ -177,15 +177,27 @@ class OpenAICompatible(LLM):
         except aiohttp.ClientHttpProxyError as error:  # the answer to CONNECT, for https
             raise self._proxy_error(error.status) from None
         except aiohttp.ClientError as error:
-            unreachable = isinstance(error, aiohttp.ClientConnectorError)
-            remedy = "; start the server, or correct `api_base`" if unreachable else ""
-            what = f"{self.model}: no connection to {self.api_base} ({type(error).__name__})"
-            raise LLMError(what + remedy, retryable=True) from None
+            kind = type(error).__name__
+            what = f"the connection to {self.api_base} broke off ({kind})"
+            if isinstance(error, aiohttp.ClientConnectorError):
+                what = f"no connection to {self.api_base} ({kind}); start the server, or correct `api_base`"
+            raise LLMError(f"{self.model}: {what}", retryable=True) from None
         if not is_success(response.status):
             raise self._error(response, answer, path)
         if "event-stream" in response.headers.get("Content-Type", ""):
             return body_from_stream(self.model, answer)
         return parse_reply(self.model, answer)
+
+    async def _read(self, response: Any) -> bytes:
+        """Return a response's body; nothing of an error's that breaks off, because its status is known."""
+        import aiohttp
+
+        try:
+            return await read_bounded(self.model, response.content.iter_any())
+        except aiohttp.ClientPayloadError:
+            if is_success(response.status):
+                raise
+            return b""
 
     def _proxy_error(self, status: int) -> LLMError:
         needs_login = status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from aiohttp import web
 from fake_server import fake_server
 from gateways import BOTH_DOORS, ask, direct, gateway, with_key_and_short_waits
-from saeval_plugins.llms import LiteLLM
+from saeval_plugins.llms import LiteLLM, OpenAICompatible
 
 from saeval import LLMError
 from saeval.plugin import Message, Refused, Request
@@ -161,3 +164,59 @@ def test_tokens_that_a_response_without_an_answer_took_are_billed(tmp_path, clie
         )[0]
     assert (reply.usage.input_tokens, reply.usage.output_tokens) == (2 * 500 + 100, 2 * 900 + 10)
     assert reply.usage.usd == pytest.approx(2 * 0.02 + 110 * 10 / 1e6)
+
+
+@contextmanager
+def raw_server(answer):
+    """A server that writes these bytes and closes the connection."""
+
+    class Writing(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.wfile.write(answer)
+            self.close_connection = True
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Writing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def written(answer):
+    """The error of one call to such a server."""
+
+    async def one(llm):
+        try:
+            with pytest.raises(LLMError) as raised:
+                await llm.complete(Request.of("hi", max_tokens=9, temperature=0.0))
+            return raised.value
+        finally:
+            await llm.aclose()
+
+    with raw_server(answer) as url:
+        return url, asyncio.run(one(OpenAICompatible(model="m", api_base=url)))
+
+
+def test_status_counts_although_the_error_s_body_breaks_off():
+    url, error = written(b'HTTP/1.1 401 Unauthorized\r\nContent-Length: 500\r\n\r\n{"error"')
+    assert error.lasting and str(error) == "m: status 401: Unauthorized"
+    url, error = written(b'HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{"choices"')
+    assert error.retryable and str(error) == f"m: the connection to {url} broke off (ClientPayloadError)"
+
+
+REDIRECTS = {
+    "https://lab.test/llm/v1/chat/completions": "set api_base: https://lab.test/llm/v1",
+    "https://lab.test/login": "to use that address, set api_base", "/v1/": "correct api_base", "": "correct api_base",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "remedy"), REDIRECTS.items())
+def test_redirect_names_the_address_to_set(place, remedy):
+    _, error = written(f"HTTP/1.1 308 Moved\r\nLocation: {place}\r\nContent-Length: 0\r\n\r\n".encode())
+    assert error.lasting and str(error).endswith(f"redirects are not followed; {remedy}") and "to ," not in str(error)

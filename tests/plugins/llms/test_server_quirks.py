@@ -277,7 +277,9 @@ RENAMED = [
     "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
     "max_tokens is deprecated in favor of max_completion_tokens",
 ]
-TOO_LARGE = "'max_tokens' or 'max_completion_tokens' is too large: 4096. This model's maximum context length is 2048 tokens"
+TOO_LARGE = (
+    "'max_tokens' or 'max_completion_tokens' is too large: 4096. This model's maximum context length is 2048 tokens"
+)
 
 
 @pytest.mark.parametrize("message", RENAMED)

@@ -6,7 +6,8 @@ import asyncio
 import json
 import math
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from http import HTTPStatus
 from itertools import accumulate
@@ -239,14 +240,14 @@ class OpenAICompatible(LLM):
         bodies = [
             await self._echo(start + continuation, 1) for start in starts for continuation in request.continuations
         ]
-        found, usage = [], Usage(usd=None)
-        for i in range(len(starts)):
-            row = []
-            for j, continuation in enumerate(request.continuations):
-                body = bodies[i * len(request.continuations) + j]
-                row.append(tuple(float(value) for value, _ in self._end(body, continuation).values()))
-                usage += usage_from(body.get("usage"))
-            found.append(tuple(row))
+        found = []
+        with _billed(bodies) as usage:
+            for i in range(len(starts)):
+                row = []
+                for j, continuation in enumerate(request.continuations):
+                    body = bodies[i * len(request.continuations) + j]
+                    row.append(tuple(float(value) for value, _ in self._end(body, continuation).values()))
+                found.append(tuple(row))
         return LogprobReply(tuple(found), usage)
 
     async def fill(self, request: FillRequest) -> FillReply:
@@ -259,12 +260,12 @@ class OpenAICompatible(LLM):
             return await super().fill(request)
         ends = [(text[0], request.filler.join(("", *text[1:], ""))) for text in request.texts]
         bodies = [await self._echo(request.prefix + begin + end, _MOST) for begin, end in ends]
-        found, usage = [], Usage(usd=None)
-        for text, (_, end), body in zip(request.texts, ends, bodies, strict=True):
-            alternatives = {at: top for at, (_, top) in self._end(body, end).items()}
-            gaps = list(accumulate((len(request.filler) + len(part) for part in text[1:]), initial=0))
-            found.append(tuple(self._weights(alternatives.get(gap), request.choices) for gap in gaps))
-            usage += usage_from(body.get("usage"))
+        found = []
+        with _billed(bodies) as usage:
+            for text, (_, end), body in zip(request.texts, ends, bodies, strict=True):
+                alternatives = {at: top for at, (_, top) in self._end(body, end).items()}
+                gaps = list(accumulate((len(request.filler) + len(part) for part in text[1:]), initial=0))
+                found.append(tuple(self._weights(alternatives.get(gap), request.choices) for gap in gaps))
         return FillReply(tuple(found), usage)
 
     def _weights(self, alternatives: Any, choices: Sequence[str]) -> tuple[float, ...]:
@@ -308,3 +309,16 @@ class OpenAICompatible(LLM):
                 f"{self.model}: the server returned no log-probabilities of the prompt; set scores: false"
             ) from None
         return dict(sorted(found.items()))
+
+
+@contextmanager
+def _billed(bodies: Sequence[Mapping[str, Any]]) -> Iterator[Usage]:
+    """Yield the usage of responses; an error in reading them has it, too, because they are billed anyway."""
+    usage = Usage(usd=None)
+    for body in bodies:
+        usage += usage_from(body.get("usage"))
+    try:
+        yield usage
+    except LLMError as error:
+        error.usage = usage
+        raise

@@ -438,6 +438,21 @@ def test_token_that_prompt_and_continuation_share_is_an_error_not_a_number(tmp_p
         score(tmp_path, server, LogprobRequest(("is it blue?",), ("ish yes",)))
 
 
+def test_echo_that_cannot_be_read_is_billed(tmp_path):
+    prices = {"usd_per_million_input": 1e4, "usd_per_million_output": 0}
+    with fake_server() as server:
+        gate = gateway(tmp_path, direct(server, scores=True), **prices)
+
+        async def main():
+            with pytest.raises(LLMError, match="share a token"):
+                await gate.logprobs(LogprobRequest(("is it red?",), ("dish yes",)))
+            await gate._llm.aclose()
+
+        asyncio.run(main())
+    (total,) = gate._log.totals()
+    assert (total.failed, total.input_tokens) == (1, 5) and total.usd == pytest.approx(0.05)
+
+
 def test_server_that_echoes_nothing_is_told_from_one_that_is_busy(tmp_path):
     request = LogprobRequest(("is it blue?",), (" yes",))
     with fake_server() as server:

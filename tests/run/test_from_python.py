@@ -48,6 +48,7 @@ def test_ctrl_c_in_a_notebook_stops_the_run_at_once_and_it_resumes(tmp_path):
     with truthful_server() as server:
         server.delay = 0.03
         task = spec(server, run={"concurrency": 1})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked if a command ran in this process before
         threading.Thread(target=press, args=(server,), daemon=True).start()
         before = signal.getsignal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):

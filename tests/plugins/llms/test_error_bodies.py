@@ -36,20 +36,21 @@ def from_provider(raw):
     return {"error": {"message": "Provider returned error", "code": 400, "metadata": metadata}}
 
 
-def failed(client, fault):
+async def error_of(llm):
     """The error of one call, without retries."""
+    try:
+        with pytest.raises(LLMError) as raised:
+            await llm.complete(Request.of("hi", max_tokens=9, temperature=0.0))
+        return raised.value
+    finally:
+        await llm.aclose()
 
-    async def one(llm):
-        try:
-            with pytest.raises(LLMError) as raised:
-                await llm.complete(Request.of("hi", max_tokens=9, temperature=0.0))
-            return raised.value
-        finally:
-            await llm.aclose()
 
+def failed(client, fault):
+    """The error of a call that a server answers with a fault."""
     with fake_server() as server:
         server.always = fault
-        return asyncio.run(one(client(server)))
+        return asyncio.run(error_of(client(server)))
 
 
 CAUSES = {
@@ -189,18 +190,9 @@ def raw_server(answer):
 
 
 def written(answer):
-    """The error of one call to such a server."""
-
-    async def one(llm):
-        try:
-            with pytest.raises(LLMError) as raised:
-                await llm.complete(Request.of("hi", max_tokens=9, temperature=0.0))
-            return raised.value
-        finally:
-            await llm.aclose()
-
+    """Address of such a server, and the error of a call to it."""
     with raw_server(answer) as url:
-        return url, asyncio.run(one(OpenAICompatible(model="m", api_base=url)))
+        return url, asyncio.run(error_of(OpenAICompatible(model="m", api_base=url)))
 
 
 def test_status_counts_although_the_error_s_body_breaks_off():

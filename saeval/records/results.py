@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -270,7 +271,8 @@ def read_result(path: str | Path) -> RunResult:
     file = file / "results.json" if file.is_dir() else file
     refuse_pipe(file)
     try:
-        result = RunResult.model_validate_json(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        result = RunResult.model_validate_json(text)
     except FileNotFoundError:
         if (file.parent / "run.json").is_file():
             raise InputError(f"{path}: this run has no results yet; rerun its command to resume it") from None
@@ -280,9 +282,24 @@ def read_result(path: str | Path) -> RunResult:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = f"{ascii('.'.join(map(str, first['loc'])))[1:-1]}: " if first["loc"] else ""
-        how = "; rerun the run's command to write them again" if (file.parent / "journal.jsonl").is_file() else ""
+        how = _remedy(file, text)
         raise InputError(f"{file}: not results that this saeval can read ({where}{first['msg']}){how}") from None
     except UnicodeDecodeError:
         raise InputError(f"{file}: is not UTF-8 text") from None
     refuse_impossible(file, result)
     return with_changes(file.parent, result)
+
+
+def _remedy(file: Path, text: str) -> str:
+    """Return what to do about results that cannot be read: upgrade if a newer saeval wrote them, else rerun."""
+    from packaging.version import Version
+
+    from saeval import __version__
+
+    try:
+        written = Version(json.loads(text)["saeval_version"])
+        if written > Version(__version__):
+            return f"; saeval {written} wrote them, and this is {__version__}: upgrade saeval"
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass  # it does not say which version wrote it
+    return "; rerun the run's command to write them again" if (file.parent / "journal.jsonl").is_file() else ""

@@ -291,6 +291,22 @@ def test_results_survive_being_written_and_read(tmp_path):
         saeval.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("version", "remedy"),
+    [
+        ("99.1", r"schema: .*\); saeval 99\.1 wrote them, and this is [\d.]+: upgrade saeval$"),
+        ("0.0.1", "write them again$"),
+        ("next", "write them again$"),
+        (None, "write them again$"),
+    ],
+)
+def test_results_of_a_newer_version_ask_for_it(tmp_path, version, remedy):
+    (tmp_path / "journal.jsonl").touch()
+    (tmp_path / "results.json").write_text(json.dumps({"schema": "saeval.run/9", "saeval_version": version}))
+    with pytest.raises(InputError, match=remedy):
+        saeval.read(tmp_path)
+
+
 def test_results_that_are_missing_or_damaged_name_the_remedy(tmp_path):
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(InputError, match="has no results yet; rerun its command to resume it"):

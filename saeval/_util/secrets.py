@@ -182,7 +182,7 @@ def holds_secret(text: str) -> str | None:
     if "://" in text or text.startswith("//"):
         if "@" in text.partition("//")[2].partition("/")[0]:
             return "is an address with a user name or password"
-        if any(_names_secret(name) or _random(value) for _, name, value in _QUERY.findall(text)):
+        if any(_names_secret(name) or random_looking(value) for _, name, value in _QUERY.findall(text)):
             return "is an address with a key"
     return None
 
@@ -207,7 +207,7 @@ def names_secret(name: str, *, of_model: bool) -> bool:
 
 def random_looking(text: str) -> bool:
     """Return whether a text contains a long word with alternating letters and digits, as in keys."""
-    return _random(text)
+    return any(len(re.findall(r"[A-Za-z](?=\d)|\d(?=[A-Za-z])", word)) >= 3 for word in _RANDOM.findall(text))
 
 
 def placeholder(value: str) -> bool:
@@ -224,17 +224,13 @@ def _names_secret(name: str) -> bool:
     return names_secret(name, of_model=True)
 
 
-def _random(text: str) -> bool:
-    return any(len(re.findall(r"[A-Za-z](?=\d)|\d(?=[A-Za-z])", word)) >= 3 for word in _RANDOM.findall(text))
-
-
 def _query_without_secret(match: re.Match[str]) -> str:
     mark, name, value = match.groups()
-    return f"{mark}{name}={MARK}" if _names_secret(name) or _random(value) else match[0]
+    return f"{mark}{name}={MARK}" if _names_secret(name) or random_looking(value) else match[0]
 
 
 def _random_word(match: re.Match[str]) -> str:
-    return MARK if _random(match[0]) else match[0]
+    return MARK if random_looking(match[0]) else match[0]
 
 
 def _counts(value: str) -> bool:

@@ -29,6 +29,7 @@ MANY = 20_000
 _LEVEL = 0.95  # nominal coverage of intervals
 _TILE_BYTES = 64 << 20  # memory that the resamples of one tile may take
 _TILE = 500  # maximum resamples per tile
+_ORDERS = 5000  # permutations that `mantel` draws if there are too many to enumerate
 _EQUAL = 1e-3  # maximum difference of scores that count as equal, as a share of the metric's range
 _GROUPS = 200  # maximum number of groups of latents that a jackknife omits in turn
 _FEWEST_GROUPS = 10  # minimum number of groups for the interval of an alpha
@@ -485,12 +486,7 @@ def _tiles(total: int, bytes_each: int, most: int) -> Iterator[int]:
 
 
 def mantel(
-    places: Sequence[float],
-    alike: Sequence[float],
-    rng: np.random.Generator,
-    *,
-    all_orders: int = 7,
-    resamples: int = 5000,
+    places: Sequence[float], alike: Sequence[float], rng: np.random.Generator, *, all_orders: int = 7
 ) -> tuple[float, float]:
     """Return the rank correlation of distance and similarity over all pairs, and its two-sided p value (Mantel 1967).
 
@@ -502,7 +498,6 @@ def mantel(
         alike: Similarity of each pair, in the order of `itertools.combinations`.  [pairs]
         rng: Random generator for the permutations.
         all_orders: Maximum members for which all permutations are enumerated.
-        resamples: Number of permutations drawn if there are more members.
     """
     import numpy as np
 
@@ -519,8 +514,8 @@ def mantel(
     if len(x) <= all_orders:
         others = [correlation(order) for order in permutations(range(len(x)))]
         return seen, float(np.mean(np.abs(others) >= abs(seen) - 1e-9))
-    others = [correlation(rng.permutation(len(x)).tolist()) for _ in range(resamples)]
-    return seen, (1 + float(np.sum(np.abs(others) >= abs(seen) - 1e-9))) / (1 + resamples)
+    others = [correlation(rng.permutation(len(x)).tolist()) for _ in range(_ORDERS)]
+    return seen, (1 + float(np.sum(np.abs(others) >= abs(seen) - 1e-9))) / (1 + _ORDERS)
 
 
 def pairs_well(common: Sized, a: Sized, b: Sized) -> bool:

@@ -55,7 +55,9 @@ def read_tensors(label: str, path: Path) -> dict[str, Tensor]:
     """
     tensors = {name: tensor.float() for name, tensor in _opened(label, path, _READERS[path.suffix]).items()}
     for name, tensor in tensors.items():
-        allowed = tensor.isfinite() | (tensor == float("inf") if name == "threshold" else tensor.isfinite())
+        allowed = tensor.isfinite()
+        if name == "threshold":
+            allowed |= tensor == float("inf")
         if not allowed.all():
             named = f"{name} contains" if name else "it contains"
             raise InputError(f"{label}: {named} NaN or infinite values; its training probably diverged, use another")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import isnan
+from math import inf, isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,8 +170,8 @@ def compare(
     if paired and not same:
         same, why = True, _paired_by_number(*(side.cell for side in sides))
     found = [_contrast(sides, row, same, seed) for row in names]
-    corrected = iter(stats.holm([c["p"] for c in found if c["p"] is not None]))
-    contrasts = [Contrast(**c, p_holm=None if c["p"] is None else next(corrected)) for c in found]
+    corrected = iter(stats.holm([c.p for c in found if c.p is not None]))
+    contrasts = [replace(c, p_holm=None if c.p is None else next(corrected)) for c in found]
     cells = [side.cell for side in sides]
     return Comparison(
         a=sides[0].label,
@@ -281,7 +281,8 @@ def _alike(x: float | None, y: float | None) -> bool:
     return abs((x or 0) - (y or 0)) <= _ALIKE * max(abs(x or 0), abs(y or 0))
 
 
-def _contrast(sides: tuple[_Side, _Side], rows: tuple[ScoreRow, ScoreRow], paired: bool, seed: int) -> dict[str, Any]:
+def _contrast(sides: tuple[_Side, _Side], rows: tuple[ScoreRow, ScoreRow], paired: bool, seed: int) -> Contrast:
+    """Return the difference of a metric; its p value is not yet corrected."""
     import numpy as np
 
     row = rows[0]
@@ -292,10 +293,8 @@ def _contrast(sides: tuple[_Side, _Side], rows: tuple[ScoreRow, ScoreRow], paire
         scores = [{i: side[i] for i in common} for side in scores]
     x, y = (np.array(list(side.values()), dtype=np.float64) for side in scores)
     rng = derive_rng(seed, "compare", name)
-    low, high = (
-        (float("-inf") if row.range[0] is None else row.range[0]),
-        (float("inf") if row.range[1] is None else row.range[1]),
-    )
+    low = -inf if row.range[0] is None else row.range[0]
+    high = inf if row.range[1] is None else row.range[1]
     known = len(x) > 0 and len(y) > 0
     interval, p = (float("nan"), float("nan")), float("nan")
     if known:
@@ -305,20 +304,21 @@ def _contrast(sides: tuple[_Side, _Side], rows: tuple[ScoreRow, ScoreRow], paire
     bounded = bool(np.isfinite(interval).all())
     means = [float(values.mean()) if len(values) else None for values in (x, y)]
     visible = stats.detectable_within(interval) if bounded else None
-    return {
-        "metric": name,
-        "higher_is_better": row.higher_is_better,
-        "a": means[0],
-        "b": means[1],
-        "n": (len(x), len(y)),
-        "difference": difference,
-        "ci95": interval if bounded else None,
-        "p": None if isnan(p) else p,
-        "approximate": paired and not isnan(p) and len(x) < _ENOUGH and not _symmetric(x - y),
-        "smallest_visible": visible,
-        "failed": (rows[0].failed, rows[1].failed),
-        "bounds": _bounds(*rows),
-    }
+    return Contrast(
+        metric=name,
+        higher_is_better=row.higher_is_better,
+        a=means[0],
+        b=means[1],
+        n=(len(x), len(y)),
+        difference=difference,
+        ci95=interval if bounded else None,
+        p=None if isnan(p) else p,
+        p_holm=None,
+        approximate=paired and not isnan(p) and len(x) < _ENOUGH and not _symmetric(x - y),
+        smallest_visible=visible,
+        failed=(rows[0].failed, rows[1].failed),
+        bounds=_bounds(*rows),
+    )
 
 
 def _symmetric(differences: NDArray[np.float64]) -> bool:

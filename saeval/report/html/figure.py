@@ -14,7 +14,6 @@ from saeval.report.html.plots import Series
 from saeval.report.html.svg import element
 
 PlotFormat = Literal["svg", "pdf", "png"]
-PLOT_FORMATS: tuple[PlotFormat, ...] = ("svg", "pdf", "png")
 
 _FONTS = "Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
 _LINE, _LETTER, _LEFT = 16, 6.4, 46  # height of a line of the legend, width of a letter, left edge
@@ -48,8 +47,7 @@ def _standalone(drawing: Markup, legend: Sequence[Series]) -> str:
     """Return a drawing as a standalone SVG with style, margins and legend."""
     head, _, body = str(drawing).partition(">")
     size = re.search(r'viewBox="0 0 (\d+) (\d+)"', head)
-    if size is None:
-        raise InputError("the drawing has no viewBox, so its size is unknown")
+    assert size is not None, "`svg.py` gives every plot a viewBox"
     width, height = int(size[1]), int(size[2])
     keys, lines = _legend(legend, width)
     below = height + lines * _LINE + (8 if lines else 0)

@@ -82,13 +82,10 @@ def _finding(spec: FindingSpec, found: _Estimate) -> Finding:
         )
     outcome = "cannot be told" if found.why or found.value is None else _decided(spec, found, margin or 0.0)
     power = None if margin is None or found.ci95 is None or found.why else stats.power_of_near(margin, found.ci95)
-    quantity = found.what
-    if power is not None:
-        quantity += f", within ± {margin:.3f} (power {power:.2f})"
     return Finding(
         claim=str(spec.claim),
         outcome=outcome,
-        quantity=quantity,
+        quantity=found.what + _within(margin, power),
         margin=margin,
         power=power,
         difference=found.value,
@@ -142,9 +139,7 @@ def _pooled(spec: FindingSpec, found: Sequence[Finding], repeats: float) -> Find
     power = stats.power_of_near(margin, ci95) if margin is not None and margin > 0 else None
     told = {"margin": margin, "power": power, "n": tuple(map(sum, zip(*(f.n for f in known), strict=False)))}
     outcome = "cannot be told" if reasons else _decided(spec, estimate, margin or 0.0)
-    quantity = f"{found[0].quantity.partition(', within ±')[0]}; {len(found)} seeds"
-    if power is not None:
-        quantity += f", within ± {margin:.3f} (power {power:.2f})"
+    quantity = f"{found[0].quantity.partition(', within ±')[0]}; {len(found)} seeds{_within(margin, power)}"
     return found[0].model_copy(
         update={**told, "outcome": outcome, "difference": estimate.value, "ci95": ci95, "quantity": quantity}
     )
@@ -157,6 +152,11 @@ def _margin(spec: FindingSpec, found: _Estimate) -> float | None:
     if spec.within is not None:
         return spec.within
     return _WITHIN if found.lift is None else spec.of_lift * found.lift
+
+
+def _within(margin: float | None, power: float | None) -> str:
+    """Return what the quantity of a `near` claim ends with; nothing if the claim was not tested."""
+    return "" if power is None else f", within ± {margin:.3f} (power {power:.2f})"
 
 
 def _decided(spec: FindingSpec, found: _Estimate, margin: float) -> FindingOutcome:

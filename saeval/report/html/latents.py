@@ -110,13 +110,11 @@ class CellTables:
     def explanations(self) -> dict[int, list[dict[str, Any]]]:
         """Rows of explanations by latent; the cell's own explanation is first."""
         found: dict[int, list[dict[str, Any]]] = {}
-        for row in self._explanations():
+        rows = self._files.explanations if (self._files.folder / "explanations.jsonl").exists() else []
+        for row in rows:
             place = found.setdefault(row["latent"], [])
             place.insert(0 if row["variant"] == MAIN else len(place), row)
         return found
-
-    def _explanations(self) -> list[dict[str, Any]]:
-        return self._files.explanations if (self._files.folder / "explanations.jsonl").exists() else []
 
     def own(self, latent: int) -> dict[str, Any] | None:
         """Return the row of the cell's own explanation of a latent; None if there is none."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _BLOCK = 1 << 21  # firings to process at a time
+_COMPARED = 400  # fewest activating windows to compare with, if there are as many; always less than twice this
 
 
 class Importance(NonActivating):
@@ -80,9 +81,7 @@ def systematic(included: NDArray[np.float64], n: int, rng: np.random.Generator) 
     return order[np.searchsorted(ends, rng.random() + np.arange(n)).clip(max=len(included) - 1)]
 
 
-def hardness(
-    store: ActivationStore, latent: int, pool: NDArray[np.int64], window: int, most: int = 400
-) -> NDArray[np.float64]:
+def hardness(store: ActivationStore, latent: int, pool: NDArray[np.int64], window: int) -> NDArray[np.float64]:
     """Return each window's hardness: the squared log ratio of tokens and latents frequent in activating windows.
 
     Args:
@@ -90,10 +89,9 @@ def hardness(
         latent: The latent.
         pool: Windows in which it is silent.  [pool]
         window: Tokens per window.
-        most: Maximum number of activating windows to compare with.
     """
     active = store.windows(latent, window).ids
-    some = active[:: max(1, len(active) // most)]
+    some = active[:: max(1, len(active) // _COMPARED)]
     here, there = (_token_rows(store, ids, window) for ids in (some, pool))
     score = _frequent(here, there, len(some))
     fired, fired_there = _others(store, latent, (some, pool), window)

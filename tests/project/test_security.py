@@ -153,7 +153,8 @@ def test_deep_value_on_the_command_line_is_one_sentence(tmp_path):
     with truthful_server() as server:
         (tmp_path / "task.yaml").write_text(yaml.safe_dump(spec(server)))
         deep = "a=" + "[" * 5_000 + "]" * 5_000
-        run_command("validate", "--task", "task.yaml", "--set", deep, cwd=tmp_path, code=2)
+        done = run_command("validate", "--task", "task.yaml", "--set", deep, cwd=tmp_path, code=2)
+    assert done.stderr == "--set a: the value is not YAML\n1 mistake; nothing was run\n"
 
 
 # --- places ---

@@ -17,7 +17,7 @@ _TEXT = ("explanation", "description", "text", "interpretation")
 _LATENT = ("latent", "feature", "index", "id")
 
 
-def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict[str, str], format_: str) -> list[str]:
+def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict[str, str]) -> list[str]:
     """Write `<hookpoint>_feature.json`, a mapping from latent to text; one folder per cell if there are several."""
     lost = []
     for cell in cells:
@@ -32,7 +32,7 @@ def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict
     return lost
 
 
-def read(path: Path, format_: str) -> Imported:
+def read(path: Path) -> Imported:
     """Read one file, or all files in a folder and its subfolders, as one cell each.
 
     A file is a mapping from latent to text or to a row with an `explanation`, or a list or lines of such rows.

@@ -24,7 +24,7 @@ _Window = tuple[tuple[str, ...], tuple[float, ...], int]
 """Tokens and activations of a window, and which of several equal windows of a file it is."""
 
 
-def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict[str, str], format_: str) -> list[str]:
+def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict[str, str]) -> list[str]:
     """Write `explanations/`, `scores/` and `run_config.json`; if there are several cells, one folder per cell."""
     lost: list[str] = []
     for cell in cells:
@@ -83,7 +83,7 @@ def _item(row: dict[str, Any], window: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def read(path: Path, format_: str) -> Imported:
+def read(path: Path) -> Imported:
     """Read a results folder of Delphi, or a folder of such folders, as one cell per hookpoint.
 
     Raises:

@@ -22,9 +22,7 @@ SCHEMA_VERSION = "0.3.0"
 _UNKNOWN = {"deployment_type": "unknown", "model_availability": "unknown"}
 
 
-def write(
-    result: RunResult, cells: Sequence[RunCell], folder: Path, names: Mapping[str, str], format_: str
-) -> list[str]:
+def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: Mapping[str, str]) -> list[str]:
     """Write `data/<collection>/<developer>/<model>/<uuid>.json` per cell, and `<uuid>_samples.jsonl` beside it.
 
     The names depend only on the run, so exporting it again gives the same names.

@@ -50,9 +50,8 @@ def export_run(
     result, cells = open_run(run, cell)
     names = {"model": model, "source": source, "dataset": dataset}
     with new_folder(out) as folder, report_bad_values(run):
-        lost: list[str] = _module(format_, EXPORTS).write(
-            result, cells, folder, {k: v for k, v in names.items() if v}, format_
-        )
+        given = {name: value for name, value in names.items() if value}
+        lost: list[str] = _module(format_, EXPORTS).write(result, cells, folder, given)
     if format_ not in _MARKED:
         if result.synthetic:
             lost.insert(
@@ -83,13 +82,13 @@ def import_run(path: Path, format_: str, out: Path) -> RunResult:
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     with report_bad_values(path):
-        return write_run(_module(format_, FORMATS).read(path, format_), format_, path.name, out)
+        return write_run(_module(format_, FORMATS).read(path), format_, path.name, out)
 
 
 def _module(format_: str, known: tuple[str, ...]) -> Any:
+    """Return the module of a format, whose `write` exports and whose `read` imports."""
     from saeval._util import InputError, did_you_mean
 
     if format_ not in known:
         raise InputError(f"unknown format {format_!r}{did_you_mean(format_, known)}; known: {', '.join(known)}")
-    name = {"jsonl": "saeval_tables", "parquet": "saeval_tables"}.get(format_, format_.replace("-", "_"))
-    return import_module(f"saeval.exchange.{name}")
+    return import_module(f"saeval.exchange.{format_.replace('-', '_')}")

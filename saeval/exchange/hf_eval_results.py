@@ -16,9 +16,7 @@ from saeval.results import RunCell, cell_file
 _REPO = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
-def write(
-    result: RunResult, cells: Sequence[RunCell], folder: Path, names: Mapping[str, str], format_: str
-) -> list[str]:
+def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: Mapping[str, str]) -> list[str]:
     """Write a folder per contestant: `.eval_results/<task>.yaml` with headline scores, `model-index.yaml` with all.
 
     Raises:

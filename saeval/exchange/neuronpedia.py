@@ -25,7 +25,7 @@ _MADE_BY = ("typeName", "explanationModelName")
 _SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
-def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict[str, str], format_: str) -> list[str]:
+def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict[str, str]) -> list[str]:
     """Write a `.jsonl` file per cell; each line is the body of a request to `/api/feature/upload-batch`. Sends nothing.
 
     Scores are in `scores/`, in a file with the same name.
@@ -116,7 +116,7 @@ def _features(cell: RunCell) -> tuple[list[dict[str, Any]], int]:
     return features, sum(len(cell.texts[int(f["index"])]) > _LETTERS for f in features)
 
 
-def read(path: Path, format_: str) -> Imported:
+def read(path: Path) -> Imported:
     """Read an export's explanations, `explanations/batch-*.jsonl.gz`, or upload files written by `write`.
 
     An export becomes one cell per model and hookpoint, an upload one cell per file. If a latent has several

@@ -20,7 +20,7 @@ _OURS = "none: made by saeval"
 """Begin of `sae_bench_commit_hash` in saeval's own exports, since no commit of SAEBench made them."""
 
 
-def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict[str, str], format_: str) -> list[str]:
+def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict[str, str]) -> list[str]:
     """Write `<cell>_eval_results.json`; its score is the share of windows judged correctly, mean over latents."""
     lost = [
         "These scores are not comparable with SAEBench's own, which are from 14 windows per latent, 10 of them random "
@@ -110,7 +110,7 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def read(path: Path, format_: str) -> Imported:
+def read(path: Path) -> Imported:
     """Read one `*_eval_results.json`, or a folder of them, as one cell each.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -16,6 +16,7 @@ from saeval.records import MAIN, Explanation, Metric, Outcome, RunResult, Score
 from saeval.results import Row, RunCell
 
 TABLES_FORMAT = "saeval.tables/1"
+Kind = Literal["jsonl", "parquet"]
 _WHERE = {"cell": "string", "subject": "string", "hookpoint": "string", "latent": "int64"}
 TABLE_COLUMNS: dict[str, dict[str, str]] = {
     "latents": {**_WHERE, "firings": "int64", "windows": "int64", "density": "double", "max_activation": "double"},
@@ -34,11 +35,11 @@ TABLE_COLUMNS: dict[str, dict[str, str]] = {
 """Tables, with their columns and Arrow types."""
 
 
-def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict[str, str], format_: str) -> list[str]:
+def write(result: RunResult, cells: Sequence[RunCell], folder: Path, names: dict[str, str], kind: Kind) -> list[str]:
     """Write four tables of all cells, and `about.json`, which describes the run."""
     tables = {name: list(rows(cells, names)) for name, rows in _ROWS.items()}
     for name, found in tables.items():
-        if format_ == "parquet":
+        if kind == "parquet":
             from saeval.results import write_table
 
             write_table(folder / f"{name}.parquet", found, TABLE_COLUMNS[name])
@@ -122,7 +123,7 @@ _ROWS: dict[str, Callable[[Sequence[RunCell], dict[str, str]], Iterator[Row]]] =
 }  # fmt: skip
 
 
-def read(path: Path, format_: str) -> Imported:
+def read(path: Path, kind: Kind) -> Imported:
     """Read the four tables.
 
     Raises:
@@ -132,7 +133,7 @@ def read(path: Path, format_: str) -> Imported:
     cells: dict[str, ImportedCell] = {}
     if not isinstance(about, dict) or about.get("format") != TABLES_FORMAT:
         raise InputError(f"{path / 'about.json'}: does not have the format {TABLES_FORMAT}; export the run again")
-    tables = {name: list(_table(path, name, format_)) for name in TABLE_COLUMNS}
+    tables = {name: list(_table(path, name, kind)) for name in TABLE_COLUMNS}
     try:
         for facts in about["cells"]:
             cells[facts["cell"]] = ImportedCell(
@@ -172,10 +173,10 @@ def read(path: Path, format_: str) -> Imported:
     )
 
 
-def _table(path: Path, name: str, format_: str) -> Iterator[tuple[str, Row]]:
+def _table(path: Path, name: str, kind: Kind) -> Iterator[tuple[str, Row]]:
     """Yield the location (file and line or row) and the content of each row of a table."""
     columns = tuple(TABLE_COLUMNS[name])
-    if format_ == "parquet":
+    if kind == "parquet":
         from saeval.results import read_table
 
         table = read_table(path / f"{name}.parquet", TABLE_COLUMNS[name], columns)

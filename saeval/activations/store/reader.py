@@ -511,21 +511,6 @@ class ActivationStore:
         )
         return tuple(starmap(Example, columns))
 
-    def window_arrays(
-        self, latent: int, positions: NDArray[np.int64], window: int
-    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Return tokens and a latent's activations for windows with arbitrary starts.  [windows, window] each
-
-        Args:
-            latent: The latent.
-            positions: Start of each, numbered as in `activations`.
-            window: Tokens per window.
-
-        Raises:
-            ValueError: If a window reaches beyond the text of its context.
-        """
-        return self._cut_out(latent, positions, window)[:2]
-
     def _cut_out(
         self, latent: int, at: NDArray[np.int64], window: int
     ) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.int64]]:

@@ -167,9 +167,9 @@ def test_windows_activate_the_neighbour_and_not_the_latent(planted, by, near):
         ids = {drawn_as(e) for e in part.non_activating}
         assert len(ids) == n
         assert ids <= firing_in(planted, near) - firing_in(planted, 0)
-        begins = np.array([e.context * planted.length + e.start for e in part.non_activating])
-        assert planted.window_arrays(near, begins, WINDOW)[1].any(axis=1).all()
-        assert not planted.window_arrays(0, begins, WINDOW)[1].any()
+        begins = [e.context * planted.length + e.start for e in part.non_activating]
+        assert all(e.activations.any() for e in planted.examples_at(LatentId("h", near), begins, WINDOW))
+        assert not any(e.activations.any() for e in planted.examples_at(LatentId("h", 0), begins, WINDOW))
 
 
 def test_neighbours_take_turns_the_nearest_first(tmp_path):

@@ -147,21 +147,6 @@ def _judges(task: Task) -> list[JudgeRole]:
 
 def _cell_result(task: Task, outcome: CellState) -> CellResult:
     cell, store = outcome.cell, outcome.store
-    facts = store.facts
-    firings = store.firings
-    measures = {
-        "l0": float(firings.sum()) / store.n_tokens,
-        "density": float(firings.mean()) / store.n_tokens,
-        "frac_alive": float((firings > 0).mean()),
-        "d_sae": float(store.n_latents),
-        "tokens": float(store.n_tokens),
-        **({"fvu": float(facts["fvu"])} if "fvu" in facts else {}),
-    }
-    known = {*task.measures, "fvu"} if store.latents is None else {*task.measures} - OF_ALL_LATENTS
-    measures = {k: v for k, v in measures.items() if k in known} | outcome.measured
-    noted = {**measures, **dict(noted_measures(outcome))}
-    measures = {name: number for name, value in noted.items() if (number := finite(value)) is not None}
-    measures = _of_explanations(task, outcome) | measures  # facts about the coder keep their values
     explained = sum(outcome.explanation(MAIN, latent.index) is not None for latent in outcome.records.latents)
     role = cell.explainer.role
     coder = cell.source.nested[0].label if cell.source.nested else cell.source.label
@@ -176,13 +161,13 @@ def _cell_result(task: Task, outcome: CellState) -> CellResult:
         cell=cell.name,
         axes=cell.axes,
         baseline=cell.baseline,
-        coder={"plugin": coder, **_coder_facts(facts)},
-        subject=str(facts.get("subject", "")),
+        coder={"plugin": coder, **_coder_facts(store.facts)},
+        subject=str(store.facts.get("subject", "")),
         corpus=str(store.manifest["files"]["tokens.npy"]["blake2b"]),
         text_options=text_options_of(cell.source.plugin),
         explainer=explainer,
         settings=_settings(cell),
-        measures=measures,
+        measures=_cell_measures(task, outcome),
         counts={**outcome.counts, "explained": explained},
         scores=rows,
         deciles=[shares for label in cell.scorers if (shares := _deciles(outcome, label))],
@@ -214,6 +199,26 @@ def _measures(task: Task) -> list[Measure]:
             ]
             found |= {measure.name: measure for measure in (m, *ends)}
     return list(found.values())
+
+
+def _cell_measures(task: Task, outcome: CellState) -> dict[str, float]:
+    """Return the finite measures of a cell's coder, activations and explanations; the coder's own take precedence."""
+    store = outcome.store
+    firings = store.firings
+    of_activations = {
+        "l0": float(firings.sum()) / store.n_tokens,
+        "density": float(firings.mean()) / store.n_tokens,
+        "frac_alive": float((firings > 0).mean()),
+        "d_sae": float(store.n_latents),
+        "tokens": float(store.n_tokens),
+    }
+    if "fvu" in store.facts:
+        of_activations["fvu"] = float(store.facts["fvu"])
+    wanted = {*task.measures, "fvu"} if store.latents is None else {*task.measures} - OF_ALL_LATENTS
+    found: dict[str, object] = {name: value for name, value in of_activations.items() if name in wanted}
+    found |= {**outcome.measured, **dict(noted_measures(outcome))}
+    numbers = {name: number for name, value in found.items() if (number := finite(value)) is not None}
+    return _of_explanations(task, outcome) | numbers
 
 
 def _of_explanations(task: Task, outcome: CellState) -> dict[str, float]:

@@ -263,26 +263,13 @@ class _Run:
         return {name: store.path for name, store in stores.items()}
 
     def go(self) -> RunResult:
+        """Run all stages and write the results, also those of an unfinished run."""
         began = time.time()
         finished.forget(self.folder.path)
         self._write_head("running", began)
         status, reason = "failed", ""
         try:
-            with (
-                self.display.shown(),
-                followed(self.task, self.folder.path, lambda: self.display.last, self.display),
-                executor(self.task, self.calls, self.budget, self.display) as workplace,
-            ):
-                if self.limit != self.session.limit:
-                    self.display.say(
-                        f"this run has finished with more than {self.session.limit} latents per cell, so --limit has "
-                        "no effect"
-                    )
-                self._collect_and_sample(workplace)
-                self._timed("explain_and_score", lambda: run_async(partial(self._explain_and_score, workplace)))
-                self._timed("directions", self._read_directions)
-                if self.task.findings:
-                    self.findings = self._timed("findings", lambda: evaluate(self.task, self.state.cells))
+            self._run_stages()
             status = "done"
         except Exception as error:
             status, reason = _STATUSES.get(type(error), "failed"), str(error)
@@ -292,22 +279,44 @@ class _Run:
             raise
         finally:
             with _delay_interrupt():
-                complete = status == "done"
-                try:
-                    result = self._result(incomplete=not complete or self.limit is not None)
-                    if complete or self.state.cells:
-                        self._write_reports(result)
-                    if self.task.checks and not result.partial:
-                        judge_checks.keep(self.task, result)
-                except Exception as error:
-                    status, reason = "failed", str(error)
-                    raise
-                finally:
-                    self._write_head(status, began, reason)
-            if complete or self.state.cells:
+                result = self._conclude(status, reason, began)
+            if status == "done" or self.state.cells:
                 tell(self.task.trackers, result, self.folder.path, self.display)
         if self.limit == self.session.limit and self.folder.journal.whole and not any(self.lacking.values()):
             finished.keep(self.folder.path, self.task, self.limit)
+        return result
+
+    def _run_stages(self) -> None:
+        with (
+            self.display.shown(),
+            followed(self.task, self.folder.path, lambda: self.display.last, self.display),
+            executor(self.task, self.calls, self.budget, self.display) as workplace,
+        ):
+            if self.limit != self.session.limit:
+                self.display.say(
+                    f"this run has finished with more than {self.session.limit} latents per cell, so --limit has no "
+                    "effect"
+                )
+            self._collect_and_sample(workplace)
+            self._timed("explain_and_score", lambda: run_async(partial(self._explain_and_score, workplace)))
+            self._timed("directions", self._read_directions)
+            if self.task.findings:
+                self.findings = self._timed("findings", lambda: evaluate(self.task, self.state.cells))
+
+    def _conclude(self, status: str, reason: str, began: float) -> RunResult:
+        """Summarise, write the reports and the judge's check, and last the status with which the stages ended."""
+        complete = status == "done"
+        try:
+            result = self._result(incomplete=not complete or self.limit is not None)
+            if complete or self.state.cells:
+                self._write_reports(result)
+            if self.task.checks and not result.partial:
+                judge_checks.keep(self.task, result)
+        except Exception as error:
+            status, reason = "failed", str(error)
+            raise
+        finally:
+            self._write_head(status, began, reason)
         return result
 
     # --- collect and sample ---

@@ -178,7 +178,7 @@ def test_latent_that_kills_its_workers_fails_alone(two_nodes, server, tmp_path):
 def test_plugins_that_hang_in_workers_are_cancelled(two_nodes, server, tmp_path):
     hangs = marks(tmp_path, waits=2, blocks=3)
     task = spec(server, scorers={"marks": hangs, "detection": {}}, baselines=[], latents={"select": "list", "indices": [1, 2, 3, 4, 5]})  # fmt: skip
-    saeval.run(on_ray(task, max_failed=1.0, hang_after=1.5), out=tmp_path / "run")
+    saeval.run(on_ray(task, max_failed=1.0, hang_after=3), out=tmp_path / "run")
     marked, judged = (
         r for r in saeval.read(tmp_path / "run").cells[0].scores if r.metric in ("constant", "balanced_accuracy")
     )
@@ -445,7 +445,8 @@ def test_worker_killed_and_node_lost_lose_nothing_and_pay_nothing_twice(two_node
     keys = [key_of(call, identity) for call in server.calls]
     for paid, seen in before:
         assert not paid & set(keys[seen:])  # nothing that was finished is asked again
-    assert len(keys) - len(set(keys)) <= 2 * 4  # only what was under way is
+    # Only what was under way is: of each of two lost workers 4 calls in flight, and 4 answers not yet written.
+    assert len(keys) - len(set(keys)) <= 2 * (4 + 4)
     assert set(keys) == kept(tmp_path / "cache")
     assert finished(tmp_path / "ray") == finished(tmp_path / "local")
     lines = (tmp_path / "ray" / "journal.jsonl").read_text().splitlines()

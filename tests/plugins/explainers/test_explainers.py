@@ -502,7 +502,7 @@ def test_rows_of_the_hookpoint_asked_for_and_of_none_are_read(tmp_path):
         ("a.jsonl", "", r"contains no explanations"),
         ("a.jsonl", '{"latent": 1, "text": "x", "variant": "top_tokens"}', r"contains no explanations"),
         ("a.json", '{"1": "x",\n "1": "y"}', r"a.json:2: .*latent 1 "),
-        ("a.json", '{"1": "x",\n "2": ["}"],\n}', r"a.json:3: is not JSON"),
+        ("a.json", '{"1": "x",\n "2": ["}"],\n "3"}', r"a.json:3: is not JSON"),
         ("a.json", '[{"latent": 1, "text": "[,\\n"},\n\n 3]', r"a.json:3: a row must be"),
         ("a.json", '"x"', r"must be a list of rows or a mapping"),
         ("a.json", "[]", r"contains no explanations"),

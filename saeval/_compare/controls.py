@@ -22,7 +22,7 @@ _OUTCOMES = {
     "null": "not distinguishable from",
     "below": "below",
     "above": "above",
-    "too few": f"fewer than {FEWEST} latents against",
+    "too few": "too few latents against",
 }
 
 

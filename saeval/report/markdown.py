@@ -67,7 +67,7 @@ CONTROLS = (
     "Trained coders minus each control, in headline metrics of their own explanations. Strata: L0s within a factor of "
     "1.5, and latents with half of their firings or more on one token or fewer. Null: not distinguishable (5 %, Holm "
     "over a scorer's controls and strata). Detectable: minimum detectable difference, with 80 % power and that "
-    "correction. n: latents of the trained coders and of the control; fewer than 8 are not tested."
+    "correction. n: latents of the trained coders and of the control; with fewer than 8 (in a seed) there is no test."
 )
 _POWER = (
     "Share of runs with {latents} in which a paired test (5 %) finds the cells' own explanations better than "

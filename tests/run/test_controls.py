@@ -102,7 +102,7 @@ def test_every_report_says_where_trained_latents_stand_above_controls(run):
     for text in (*pages.values(), " ".join(shown.split())):
         assert "planted, L0 2, several tokens: not distinguishable from shuffled (+0.0" in text
         assert "planted, L0 2, one token: above shuffled (+0.1" in text
-        assert "; fewer than 8 latents against sparse" in text
+        assert "; too few latents against sparse" in text
     assert "| planted | L0 2, one token | shuffled | 0.7" in pages["report.md"]
     assert "Trained against controls" in pages["index.html"]
 
